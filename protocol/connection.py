@@ -1,0 +1,397 @@
+"""One end of a session: what comes in is opened, checked and turned into events; what is to go
+out is sealed.  No sockets, no clock: `now_ns` goes in, datagrams and events come out.
+
+A control datagram's plaintext is a row of chunks, each `kind u8 | length u16 | body`:
+
+    DATA   a segment of a message        (protocol/reliable.py)
+    ACK    what has arrived              (protocol/reliable.py)
+    PING   token, 8 bytes: answer this
+    PONG   token, 8 bytes | status u32: the number of the newest update of the peer's feed
+    CLOSE  code u16 | text, UTF-8: the session is over
+    PAD    zeros
+
+Unknown chunks are skipped.  The order of checks is always the same: open, *then* the replay
+window, *then* the address.  A newer packet from another address moves the session there at once
+(the audio must not stop), but until a PING sent there has come back, no more bytes go to it than
+came from it: whoever repeats a stolen packet under somebody else's address floods nobody.
+"""
+
+import struct
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+from protocol.packets import (
+    HEADER_BYTES,
+    MAX_PLAINTEXT_BYTES,
+    TAG_BYTES,
+    Kind,
+    MalformedPacketError,
+    unpack_header,
+)
+from protocol.reliable import ChannelError, ReliableChannel
+from protocol.sealing import Opener, Sealer, SessionKeys
+
+MS = 1_000_000  # nanoseconds
+KEEPALIVE_NS = 5_000 * MS  # NAT bindings for UDP live 30 s or longer (RFC 4787, REQ-5)
+IDLE_TIMEOUT_NS = 30_000 * MS
+CHALLENGE_REPEAT_NS = 200 * MS
+CLOSE_REPEAT_NS = 200 * MS
+CLOSE_REPEATS = 3
+DRAIN_NS = 3_000 * MS  # a closed session still answers the peer's CLOSE for this long
+TOKEN_BYTES = 8
+MAX_CLOSE_TEXT_BYTES = 200
+MAX_QUEUED_PONGS = 4
+
+_CHUNK = struct.Struct(">BH")
+_PONG = struct.Struct(f">{TOKEN_BYTES}sI")
+_CODE = struct.Struct(">H")
+
+
+class Chunk(IntEnum):
+    PAD = 0x00
+    DATA = 0x01
+    ACK = 0x02
+    PING = 0x03
+    PONG = 0x04
+    CLOSE = 0x05
+
+
+class CloseCode(IntEnum):
+    """Why a session ended (the code of CLOSE)."""
+
+    LEAVING = 0  # the peer wants no more
+    SHUTDOWN = 1  # the server stops
+    PROTOCOL = 2  # the peer sent what the specification does not allow
+    TOO_SLOW = 3  # the peer does not take what it is sent
+    TIMEOUT = 4  # nothing was heard for 30 s (never on the wire)
+    REPLACED = 5  # the same person joined again from elsewhere
+    UNREACHABLE = 6  # a message was repeated ten times without an answer (never on the wire)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A whole control message, in order."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """The plaintext of an AUDIO or FEED datagram.  counter: the stream's sequence number."""
+
+    kind: int
+    counter: int
+    plaintext: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Roamed:
+    """The peer is at another address now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    rtt_ns: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """code: of CloseCode, or what a newer peer sends; by_peer: False if this end found it out."""
+
+    code: int
+    text: str
+    by_peer: bool
+
+
+Event = Message | Media | Roamed | Pong | Closed
+
+
+class State(Enum):
+    OPEN = "open"
+    CLOSING = "closing"  # CLOSE sent, waiting for the peer's
+    CLOSED = "closed"
+
+
+class Connection:
+    """An established session.
+
+    Mutate (`receive`, `send`, `ping`, `close`), then drain (`transmit`), then look at
+    `deadline_ns` for when to drain again if nothing happens.
+    """
+
+    def __init__(
+        self,
+        keys: SessionKeys,
+        *,
+        remote_index: int,
+        address: bytes,
+        now_ns: int,
+        entropy: Callable[[int], bytes],
+        keep_alive: bool,
+        status: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """keep_alive: whether this end pings (the client does); status: goes into every PONG."""
+        self.address = address
+        self.state = State.OPEN
+        self.credit_bytes: int | None = None  # what may still be sent to an address not proven
+        self.media_sealer = Sealer(keys.send_media, remote_index)
+        self.media_opener = Opener(keys.receive_media)
+        self.status = status
+        self.dropped: Counter[str] = Counter()
+        self._control_sealer = Sealer(keys.send_control, remote_index)
+        self._control_opener = Opener(keys.receive_control)
+        self._channel = ReliableChannel()
+        self._entropy = entropy
+        self._keep_alive = keep_alive
+        self._heard_ns = now_ns
+        self._pinged_ns = now_ns
+        self._ping_token = b""  # of the ping that is out; empty: none
+        self._ping_due = False
+        self._ping_padded = False
+        self._pongs: deque[bytes] = deque(maxlen=MAX_QUEUED_PONGS)
+        self._close_body = b""
+        self._closed_by_peer = False
+        self._closes_left = 0
+        self._close_next_ns = 0
+        self._drained_ns = 0
+
+    # -- what comes in ---------------------------------------------------------------------
+
+    def receive(self, datagram: bytes, address: bytes, now_ns: int) -> list[Event] | None:
+        """Takes one sealed datagram; -> its events, or None if anything is wrong with it: that
+        is counted in `dropped` and changes nothing."""
+        try:
+            kind, counter, _ = unpack_header(datagram)
+        except MalformedPacketError:
+            self.dropped["malformed"] += 1
+            return None
+        if kind == Kind.CONTROL:
+            opener = self._control_opener
+        elif kind in (Kind.AUDIO, Kind.FEED):
+            opener = self.media_opener
+        else:
+            self.dropped["unknown kind"] += 1
+            return None
+        newest = opener.replay.highest
+        plaintext = opener.open(datagram, counter)
+        if plaintext is None:
+            self.dropped["forged"] += 1
+            return None
+        if not opener.fresh(counter):
+            self.dropped["replayed"] += 1
+            return None
+        if self.state is State.CLOSED:
+            self._answer_close(now_ns)
+            return []
+        self._heard_ns = now_ns
+        events: list[Event] = []
+        if address != self.address:
+            if counter > newest:
+                self.address = address
+                self.credit_bytes = len(datagram)
+                self.ping(now_ns)
+                events.append(Roamed())
+        elif self.credit_bytes is not None:
+            self.credit_bytes += len(datagram)
+            if now_ns - self._pinged_ns >= CHALLENGE_REPEAT_NS:
+                self.ping(now_ns)
+        if kind != Kind.CONTROL:
+            events.append(Media(kind, counter, plaintext))
+            return events
+        try:
+            self._receive_chunks(plaintext, address, now_ns, events)
+        except (ChannelError, struct.error) as error:
+            self.close(CloseCode.PROTOCOL, str(error), now_ns)
+            events.append(Closed(CloseCode.PROTOCOL, str(error), by_peer=False))
+        return events
+
+    def _receive_chunks(
+        self, plaintext: bytes, address: bytes, now_ns: int, events: list[Event]
+    ) -> None:
+        at, end = 0, len(plaintext)
+        while at < end:
+            kind, length = _CHUNK.unpack_from(plaintext, at)
+            at += _CHUNK.size
+            if at + length > end:
+                raise ChannelError("a chunk is cut short")
+            body = plaintext[at : at + length]
+            at += length
+            if kind == Chunk.DATA:
+                events += [Message(m) for m in self._channel.receive_data(body, now_ns)]
+            elif kind == Chunk.ACK:
+                self._channel.receive_ack(body, now_ns)
+            elif kind == Chunk.PING:
+                if length != TOKEN_BYTES:
+                    raise ChannelError("a PING without its token")
+                self._pongs.append(body)
+            elif kind == Chunk.PONG:
+                token, status = _PONG.unpack(body)
+                if token == self._ping_token:
+                    self._ping_token = b""
+                    if address == self.address:
+                        self.credit_bytes = None
+                    events.append(Pong(now_ns - self._pinged_ns, status))
+            elif kind == Chunk.CLOSE:
+                (code,) = _CODE.unpack_from(body)
+                if self.state is State.OPEN:
+                    text = body[_CODE.size :].decode("utf-8", "replace")
+                    events.append(Closed(code, text, by_peer=True))
+                    self._close_body = _CODE.pack(code)
+                    self._closed_by_peer = True
+                self._finish(now_ns)
+                self._answer_close(now_ns)
+
+    # -- what goes out ---------------------------------------------------------------------
+
+    def send(self, message: bytes) -> None:
+        """Queues a message.  Raises ChannelFull (back-pressure) or MessageTooLong."""
+        if self.state is State.OPEN:
+            self._channel.send(message)
+
+    def send_media(self, kind: int, plaintext: bytes) -> bytes:
+        """-> a sealed AUDIO or FEED datagram, for `address`."""
+        return self.media_sealer.seal(kind, plaintext)
+
+    def can_send(self, size_bytes: int) -> bool:
+        return self.state is State.OPEN and self._channel.can_send(size_bytes)
+
+    def ping(self, now_ns: int, *, padded: bool = False) -> None:
+        """Asks for a PONG.  padded: fill the datagram up, which lets the server answer from the
+        first packet on with audio, if this one comes from a new address."""
+        self._ping_token = self._entropy(TOKEN_BYTES)
+        self._pinged_ns = now_ns
+        self._ping_due = True
+        self._ping_padded = padded
+
+    def close(self, code: int, text: str, now_ns: int) -> None:
+        """Tells the peer, a few times, and takes nothing more from it."""
+        if self.state is not State.OPEN:
+            return
+        self.state = State.CLOSING
+        self._close_body = _CODE.pack(code) + text.encode()[:MAX_CLOSE_TEXT_BYTES]
+        self._closes_left = CLOSE_REPEATS
+        self._close_next_ns = now_ns
+
+    def _finish(self, now_ns: int) -> None:
+        if self.state is not State.CLOSED:
+            self.state = State.CLOSED
+            self._closes_left = 0
+            self._drained_ns = now_ns + DRAIN_NS
+
+    def _answer_close(self, now_ns: int) -> None:
+        """Only the end that did not begin the closing answers: two that answer never stop."""
+        if self._closed_by_peer:
+            self._closes_left = 1
+            self._close_next_ns = now_ns
+
+    def spend(self, size_bytes: int) -> bool:
+        """Whether a datagram of this size may go to `address` now (see the module's text)."""
+        if self.credit_bytes is None:
+            return True
+        if size_bytes > self.credit_bytes:
+            return False
+        self.credit_bytes -= size_bytes
+        return True
+
+    def tick(self, now_ns: int) -> list[Event]:
+        """To be called when `deadline_ns` has passed."""
+        if self.state is not State.OPEN:
+            return []
+        if now_ns - self._heard_ns >= IDLE_TIMEOUT_NS:
+            return self._lost(CloseCode.TIMEOUT, "nothing was heard for 30 s", now_ns)
+        if self._channel.failed:
+            return self._lost(CloseCode.UNREACHABLE, "messages are not acknowledged", now_ns)
+        if self._keep_alive and now_ns - self._pinged_ns >= KEEPALIVE_NS:
+            self.ping(now_ns)
+        return []
+
+    def _lost(self, code: CloseCode, text: str, now_ns: int) -> list[Event]:
+        self._finish(now_ns)
+        return [Closed(code, text, by_peer=False)]
+
+    def transmit(self, now_ns: int) -> list[bytes]:
+        """Drains the control datagrams to be sent to `address` now."""
+        datagrams: list[bytes] = []
+        if self.state is not State.OPEN:
+            if self._closes_left and now_ns >= self._close_next_ns:
+                self._closes_left -= 1
+                self._close_next_ns = now_ns + CLOSE_REPEAT_NS
+                datagrams.append(self._control([(Chunk.CLOSE, self._close_body)]))
+            if self.state is State.CLOSING and not self._closes_left:
+                self._finish(now_ns)
+            return datagrams
+        while self._has_output(now_ns):
+            if self.credit_bytes is not None and self.credit_bytes < MAX_PLAINTEXT_BYTES:
+                if not (self._ping_due or self._pongs):
+                    break
+                room = self.credit_bytes - HEADER_BYTES - TAG_BYTES
+            else:
+                room = MAX_PLAINTEXT_BYTES
+            chunks = self._gather(now_ns, room)
+            if not chunks:
+                break
+            datagram = self._control(chunks)
+            self.spend(len(datagram))
+            datagrams.append(datagram)
+        return datagrams
+
+    def _has_output(self, now_ns: int) -> bool:
+        return self._ping_due or bool(self._pongs) or self._channel.has_output(now_ns)
+
+    def _gather(self, now_ns: int, room: int) -> list[tuple[int, bytes]]:
+        """Fills one datagram: pings and pongs, the acknowledgement, then as much data as fits."""
+        chunks: list[tuple[int, bytes]] = []
+
+        def fits(size: int) -> bool:
+            return room >= _CHUNK.size + size
+
+        def add(kind: int, body: bytes) -> None:
+            nonlocal room
+            chunks.append((kind, body))
+            room -= _CHUNK.size + len(body)
+
+        if self._ping_due and fits(TOKEN_BYTES):
+            self._ping_due = False
+            add(Chunk.PING, self._ping_token)
+        while self._pongs and fits(_PONG.size):
+            add(Chunk.PONG, _PONG.pack(self._pongs.popleft(), self.status() & 0xFFFFFFFF))
+        if self.credit_bytes is None or room > MAX_PLAINTEXT_BYTES // 2:
+            ack = self._channel.poll_ack(now_ns)
+            if ack is not None:
+                add(Chunk.ACK, ack)
+            while (body := self._channel.poll_data(now_ns, room - _CHUNK.size)) is not None:
+                add(Chunk.DATA, body)
+        if self._ping_padded and chunks and room > _CHUNK.size:
+            add(Chunk.PAD, bytes(room - _CHUNK.size))
+            self._ping_padded = False
+        return chunks
+
+    def _control(self, chunks: list[tuple[int, bytes]]) -> bytes:
+        plaintext = b"".join(_CHUNK.pack(kind, len(body)) + body for kind, body in chunks)
+        return self._control_sealer.seal(Kind.CONTROL, plaintext)
+
+    # -- when -------------------------------------------------------------------------------
+
+    @property
+    def deadline_ns(self) -> int:
+        """When `tick` and `transmit` are due if nothing happens before."""
+        if self.state is State.CLOSED:
+            return (
+                min(self._drained_ns, self._close_next_ns)
+                if self._closes_left
+                else (self._drained_ns)
+            )
+        if self.state is State.CLOSING:
+            return self._close_next_ns
+        deadline = self._heard_ns + IDLE_TIMEOUT_NS
+        if self._keep_alive:
+            deadline = min(deadline, self._pinged_ns + KEEPALIVE_NS)
+        channel_ns = self._channel.deadline_ns()
+        return deadline if channel_ns is None else min(deadline, channel_ns)
+
+    def over(self, now_ns: int) -> bool:
+        """The session may be forgotten."""
+        return self.state is State.CLOSED and now_ns >= self._drained_ns

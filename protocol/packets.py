@@ -1,0 +1,268 @@
+"""The datagrams: how each one lies on the wire (SPEC.md, section "Datagrams").
+
+All integers are big-endian.  Four kinds are sent in the clear and make a session; every
+other datagram is sealed:
+
+    HELLO    client -> server, always 256 bytes
+    +------+---------+----------+--------------+--------+--------+-----------------------+
+    | 0x01 | version | reserved | client index | key id | cookie | Noise IK message 1    |
+    |  u8  |   u8    |   u16    |     u32      | 8 bytes|16 bytes| 224 bytes             |
+    +------+---------+----------+--------------+--------+--------+-----------------------+
+    WELCOME  server -> client, at most 256 bytes
+    +------+---------+----------+--------------+--------------+--------------------------+
+    | 0x02 | version | reserved | client index | server index | Noise IK message 2       |
+    +------+---------+----------+--------------+--------------+--------------------------+
+    COOKIE   server -> client, 24 bytes
+    +------+---------+----------+--------------+----------------------+
+    | 0x03 | version | reserved | client index | cookie, 16 bytes     |
+    +------+---------+----------+--------------+----------------------+
+    REFUSED  server -> client, 8 bytes
+    +------+---------+----------+--------------+
+    | 0x04 | version | code u16 | client index |
+    +------+---------+----------+--------------+
+    sealed   both ways (CONTROL 0x10, AUDIO 0x11, FEED 0x12)
+    +------+---------------+------------------------+---------------------------+-----------+
+    | kind | counter, u56  | receiver's index, u32  | ciphertext                | tag, 16 B |
+    +------+---------------+------------------------+---------------------------+-----------+
+      \\________ 12 bytes: the clear header is the AES-GCM nonce ________/
+
+No reply before the client's address is proven is longer than the HELLO that asked for it.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from hashlib import sha256
+
+VERSION = 1
+MAX_DATAGRAM_BYTES = 1_200  # below every usual path MTU, IPv6 and tunnels included
+
+HEADER_BYTES = 12
+TAG_BYTES = 16
+MAX_PLAINTEXT_BYTES = MAX_DATAGRAM_BYTES - HEADER_BYTES - TAG_BYTES
+
+HELLO_BYTES = 256
+HELLO_PAYLOAD_BYTES = HELLO_BYTES - 32 - 32 - 48 - 16  # what Noise leaves for the payload
+COOKIE_BYTES = 16
+KEY_ID_BYTES = 8
+NO_COOKIE = bytes(COOKIE_BYTES)
+
+COUNTER_LIMIT = 1 << 56
+
+
+class Kind(IntEnum):
+    """The first byte of a datagram."""
+
+    HELLO = 0x01
+    WELCOME = 0x02
+    COOKIE = 0x03
+    REFUSED = 0x04
+    CONTROL = 0x10
+    AUDIO = 0x11
+    FEED = 0x12
+
+
+class Refusal(IntEnum):
+    """Why a HELLO was turned away (the code of REFUSED)."""
+
+    VERSION = 1
+    WRONG_KEY = 2
+    FULL = 3
+
+
+class MalformedPacketError(ValueError):
+    """A datagram, or the plaintext within it, is not of the form that SPEC.md draws."""
+
+
+_HELLO = struct.Struct(f">BBHI{KEY_ID_BYTES}s{COOKIE_BYTES}s")
+_WELCOME = struct.Struct(">BBHII")
+_COOKIE = struct.Struct(f">BBHI{COOKIE_BYTES}s")
+_REFUSED = struct.Struct(">BBHI")
+_SEALED = struct.Struct(">QI")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a client sends first.  ``prologue`` is what both ends feed to Noise: the fixed part
+    without the cookie, so that a HELLO repeated with a cookie needs no new handshake state."""
+
+    version: int
+    client_index: int
+    key_id: bytes
+    cookie: bytes
+    noise: bytes
+
+    def pack(self) -> bytes:
+        return (
+            _HELLO.pack(Kind.HELLO, self.version, 0, self.client_index, self.key_id, self.cookie)
+            + self.noise
+        )
+
+    @property
+    def prologue(self) -> bytes:
+        return b"spaces" + struct.pack(">BI", self.version, self.client_index) + self.key_id
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Hello":
+        """Raises MalformedPacketError unless `data` has exactly HELLO_BYTES."""
+        if len(data) != HELLO_BYTES:
+            raise MalformedPacketError(f"HELLO of {len(data)} bytes")
+        _, version, _, index, key_id, cookie = _HELLO.unpack_from(data)
+        return cls(version, index, key_id, cookie, data[_HELLO.size :])
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    client_index: int
+    server_index: int
+    noise: bytes
+
+    def pack(self) -> bytes:
+        return (
+            _WELCOME.pack(Kind.WELCOME, VERSION, 0, self.client_index, self.server_index)
+            + self.noise
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Welcome":
+        if not _WELCOME.size < len(data) <= HELLO_BYTES:
+            raise MalformedPacketError(f"WELCOME of {len(data)} bytes")
+        _, _, _, client_index, server_index = _WELCOME.unpack_from(data)
+        return cls(client_index, server_index, data[_WELCOME.size :])
+
+
+def key_id(public_key: bytes) -> bytes:
+    """Which server key a HELLO is for: a wrong link fails with words, and junk fails cheaply."""
+    return sha256(b"spaces key id" + public_key).digest()[:KEY_ID_BYTES]
+
+
+def pack_cookie(client_index: int, cookie: bytes) -> bytes:
+    return _COOKIE.pack(Kind.COOKIE, VERSION, 0, client_index, cookie)
+
+
+def unpack_cookie(data: bytes) -> tuple[int, bytes]:
+    """-> (client index, cookie)"""
+    if len(data) != _COOKIE.size:
+        raise MalformedPacketError(f"COOKIE of {len(data)} bytes")
+    _, _, _, index, cookie = _COOKIE.unpack(data)
+    return index, cookie
+
+
+def pack_refused(client_index: int, code: Refusal) -> bytes:
+    return _REFUSED.pack(Kind.REFUSED, VERSION, code, client_index)
+
+
+def unpack_refused(data: bytes) -> tuple[int, int]:
+    """-> (client index, code)"""
+    if len(data) != _REFUSED.size:
+        raise MalformedPacketError(f"REFUSED of {len(data)} bytes")
+    _, _, code, index = _REFUSED.unpack(data)
+    return index, code
+
+
+def pack_header(kind: int, counter: int, index: int) -> bytes:
+    """The 12 clear bytes of a sealed datagram, which are its nonce as well."""
+    return _SEALED.pack(kind << 56 | counter, index)
+
+
+def unpack_header(data: bytes) -> tuple[int, int, int]:
+    """-> (kind, counter, receiver's index); `data` may be longer than the header."""
+    if len(data) < HEADER_BYTES + TAG_BYTES:
+        raise MalformedPacketError(f"sealed datagram of {len(data)} bytes")
+    word, index = _SEALED.unpack_from(data)
+    return word >> 56, word & (COUNTER_LIMIT - 1), index
+
+
+class AudioFlag(IntFlag):
+    """Flags of an audio packet; a packet with a bit not listed here is ignored."""
+
+    FIRST = 0x01  # first packet of a talkspurt: the encoder was reset, so reset the decoder
+    LAST = 0x02  # last packet of a talkspurt: silence follows, conceal nothing
+
+
+_KNOWN_FLAGS = int(AudioFlag.FIRST | AudioFlag.LAST)
+_UPLINK = struct.Struct(">IB")
+_DOWNLINK = struct.Struct(">IBB")
+_AUDIBLE = struct.Struct(">BBH")
+
+CAPTURE_UNIT_SAMPLES = 120  # 2.5 ms, the shortest Opus frame
+MAX_AUDIBLE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkAudio:
+    """What a speaker sends, inside an AUDIO datagram.
+
+    +---------------+-------+-------------+
+    | timestamp u32 | flags | Opus packet |
+    +---------------+-------+-------------+
+
+    timestamp: of the first sample, in samples of 48 kHz.
+    """
+
+    timestamp: int
+    flags: int
+    opus: bytes
+
+    def pack(self) -> bytes:
+        return _UPLINK.pack(self.timestamp, self.flags) + self.opus
+
+    @classmethod
+    def unpack(cls, plaintext: bytes) -> "UplinkAudio":
+        if len(plaintext) < _UPLINK.size:
+            raise MalformedPacketError("audio too short")
+        timestamp, flags = _UPLINK.unpack_from(plaintext)
+        if flags & ~_KNOWN_FLAGS:
+            raise MalformedPacketError("unknown audio flags")
+        return cls(timestamp, flags, plaintext[_UPLINK.size :])
+
+
+@dataclass(frozen=True, slots=True)
+class Audible:
+    """One speaker in a mix.  seat: see the roster; level: -dBov, 0 (loudest) to 127 (RFC 6464);
+    capture: the speaker's own timestamp of what is heard here, in units of 2.5 ms, modulo 2**16.
+    """
+
+    seat: int
+    level: int
+    capture: int
+
+
+@dataclass(frozen=True, slots=True)
+class DownlinkAudio:
+    """What the server sends to each listener: one mix.  Identical for a whole mix class.
+
+    +---------------+-------+---+----------------------------------+-------------+
+    | timestamp u32 | flags | n | n x (seat u8, level u8, capture  | Opus packet |
+    |               |  u8   |u8 |      u16)                        |             |
+    +---------------+-------+---+----------------------------------+-------------+
+
+    timestamp: the space's clock, in samples of 48 kHz.
+    """
+
+    timestamp: int
+    flags: int
+    audible: tuple[Audible, ...]
+    opus: bytes
+
+    def pack(self) -> bytes:
+        parts = [_DOWNLINK.pack(self.timestamp, self.flags, len(self.audible))]
+        parts += [_AUDIBLE.pack(a.seat, a.level, a.capture) for a in self.audible]
+        parts.append(self.opus)
+        return b"".join(parts)
+
+    @classmethod
+    def unpack(cls, plaintext: bytes) -> "DownlinkAudio":
+        if len(plaintext) < _DOWNLINK.size:
+            raise MalformedPacketError("audio too short")
+        timestamp, flags, count = _DOWNLINK.unpack_from(plaintext)
+        if flags & ~_KNOWN_FLAGS:
+            raise MalformedPacketError("unknown audio flags")
+        end = _DOWNLINK.size + count * _AUDIBLE.size
+        if count > MAX_AUDIBLE or len(plaintext) < end:
+            raise MalformedPacketError("audible speakers cut short")
+        audible = tuple(
+            Audible(*_AUDIBLE.unpack_from(plaintext, at))
+            for at in range(_DOWNLINK.size, end, _AUDIBLE.size)
+        )
+        return cls(timestamp, flags, audible, plaintext[end:])

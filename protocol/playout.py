@@ -1,0 +1,128 @@
+"""Execute: turn one speaker's packets into PCM, exactly as many samples as are asked for.
+
+The jitter buffer decides, the decoder produces, and what one pull does not use is kept for the next
+one. The server pulls 20 ms of each source a tick, a client pulls its one mixed stream.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from protocol.jitter import Action, JitterBuffer, JitterStats, Operation, Verdict
+from protocol.opus import MAX_PACKET_SAMPLES, Decoder, OpusError, Samples
+
+FADE_SAMPLES: Final = 120  # 2.5 ms
+STEP_LEVEL: Final = 1e-3  # -60 dBFS: a step from or to silence below this cannot be heard
+
+
+class Playout:
+    """Packets in by `insert`, PCM out by `pull`. `complexity` is the decoder's."""
+
+    def __init__(self, channels: int = 1, *, complexity: int = 0) -> None:
+        self._jitter = JitterBuffer()
+        self._decoder = Decoder(channels, complexity=complexity)
+        per_sample = () if channels == 1 else (channels,)
+        self._pcm: Samples = np.zeros((MAX_PACKET_SAMPLES, *per_sample), np.float32)
+        self._start = self._end = 0  # what is left of _pcm to play
+        self._left_timestamp = 0  # of _pcm[_start]
+        self._timestamp = 0
+        self._final: Samples = np.zeros(per_sample, np.float32)  # the last sample that went out
+        self._silent = True
+        ramp = np.linspace(0, 1, FADE_SAMPLES, endpoint=False, dtype=np.float32)
+        self._fade_in: Samples = ramp.reshape(-1, *(1 for _ in per_sample))
+        self._fade_out: Samples = np.ascontiguousarray(self._fade_in[::-1])
+
+    def insert(
+        self,
+        timestamp: int,
+        payload: bytes,
+        now_ns: int,
+        *,
+        first: bool = False,
+        last: bool = False,
+    ) -> Verdict:
+        """Take one packet, as JitterBuffer.insert."""
+        verdict = self._jitter.insert(timestamp, payload, now_ns, first=first, last=last)
+        if verdict is Verdict.RESET:
+            # The sender has started anew, and so has its encoder. What was playing ends here.
+            self._decoder.reset()
+            self._start = self._end = 0
+            self._ring_out()
+        return verdict
+
+    def pull(self, out: Samples, now_ns: int) -> bool:
+        """Fill all of `out`, shape (n,) or (n, 2); False if nothing sounds (then it is zeros)."""
+        wanted = len(out)
+        filled = 0
+        while filled < wanted:
+            if self._start == self._end:
+                operation = self._jitter.next(now_ns, wanted - filled)
+                if operation.action is Action.SILENCE and not self._ring_out():
+                    if filled == 0:
+                        self._timestamp = operation.timestamp
+                    out[filled:] = 0
+                    break
+                if operation.action is not Action.SILENCE:
+                    self._execute(operation)
+            if filled == 0:
+                self._timestamp = self._left_timestamp
+            count = min(wanted - filled, self._end - self._start)
+            out[filled : filled + count] = self._pcm[self._start : self._start + count]
+            self._start += count
+            self._left_timestamp += count
+            filled += count
+            self._final[...] = out[filled - 1]
+        return filled > 0
+
+    @property
+    def timestamp(self) -> int:
+        """The u32 timestamp of the first sample of the last pull; means nothing in silence."""
+        return self._timestamp & 0xFFFF_FFFF
+
+    @property
+    def sounding(self) -> bool:
+        """Whether the next pull has something to play, as far as is known without its time."""
+        return self._jitter.sounding or self._start < self._end
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a pull has anything to do: something sounds, or is held to sound later."""
+        return self.sounding or self._jitter.waiting
+
+    @property
+    def stats(self) -> JitterStats:
+        return self._jitter.stats
+
+    def _execute(self, operation: Operation) -> None:
+        """Run the decoder into an empty _pcm."""
+        samples = operation.samples
+        pcm = self._pcm[:samples]
+        decoder = self._decoder
+        try:
+            if operation.action is Action.DECODE and operation.payload is not None:
+                decoder.decode(operation.payload, pcm)
+            elif operation.action is Action.FEC and operation.payload is not None:
+                decoder.decode_fec(operation.payload, pcm)
+            else:
+                decoder.conceal(pcm)
+        except OpusError:
+            self._jitter.stats.corrupt += 1
+            decoder.conceal(pcm)
+        self._start, self._end = 0, samples
+        self._left_timestamp = operation.timestamp
+        if self._silent and np.abs(pcm[0]).max() > STEP_LEVEL:
+            pcm[:FADE_SAMPLES] *= self._fade_in
+        self._silent = False
+
+    def _ring_out(self) -> bool:
+        """Where the signal stops at a height, put a short slope down from it into an empty _pcm."""
+        if self._silent:
+            return False
+        self._silent = True
+        if np.abs(self._final).max() <= STEP_LEVEL:
+            return False
+        np.multiply(self._fade_out, self._final, out=self._pcm[:FADE_SAMPLES])
+        self._start, self._end = 0, FADE_SAMPLES
+        return True
