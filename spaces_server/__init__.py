@@ -1,0 +1,5 @@
+"""The server of Spaces."""
+
+from importlib.metadata import version
+
+AGENT = f"spaces-server {version('spaces')}"

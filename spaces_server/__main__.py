@@ -1,0 +1,3 @@
+from spaces_server.cli import main
+
+main(prog_name="spaces-server")

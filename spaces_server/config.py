@@ -1,0 +1,33 @@
+"""How a server is set up: one option is one field here, one flag, one variable, one TOML key."""
+
+import socket
+import tomllib
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(Exception):
+    """The server cannot start like this; one line that says what to do."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The options of a TOML file: its keys are the flags' names, with `-` or `_`."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def guess_public_host(bound: str) -> str:
+    """What goes into the link where the operator has not said it: an address of this machine."""
+    if bound not in ("", "::", "0.0.0.0"):
+        return bound
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+    except OSError:
+        found = []
+    addresses = [str(info[4][0]) for info in found]
+    return next((a for a in addresses if not a.startswith("127.")), "127.0.0.1")

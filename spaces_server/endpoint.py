@@ -1,0 +1,280 @@
+"""Sessions: handshakes, cookies under load, and finding a session by its index.
+
+    HELLO ── key id, cookie if under load ──> Noise IK ──> half-open session, WELCOME
+    first sealed datagram that opens ───────> session (the client's address is proven by it)
+    sealed datagram ── index ───────────────> Connection
+
+A half-open session holds keys and the WELCOME, so that a HELLO that comes twice is answered with
+the same bytes; nothing else is sent for it, and the oldest gives way when there are too many.
+"""
+
+import heapq
+import hmac
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from protocol.connection import MS, Closed, Connection, Event, State
+from protocol.frames import Greeting, decode_greeting, encode_greeting
+from protocol.noise import Handshake, NoiseError, public_key
+from protocol.packets import (
+    COOKIE_BYTES,
+    VERSION,
+    Hello,
+    Kind,
+    MalformedPacketError,
+    Refusal,
+    Welcome,
+    key_id,
+    pack_cookie,
+    pack_refused,
+    unpack_header,
+)
+from protocol.sealing import SessionKeys
+from spaces_server import AGENT
+
+HALF_OPEN_TIMEOUT_NS = 10_000 * MS
+MAX_HALF_OPEN = 4_096
+COOKIE_LIFETIME_NS = 60_000 * MS
+LOAD_WINDOW_NS = 1_000 * MS
+COOKIES_ABOVE_HELLOS_PER_S = 200  # from here on a HELLO must show a cookie
+
+
+@dataclass(slots=True)
+class Session:
+    """A client's connection, and who it is.  identity: its static public key, 32 bytes."""
+
+    index: int
+    identity: bytes
+    connection: Connection
+    agent: str
+    wakes_ns: int = 0  # the earliest deadline that stands in the heap for it
+
+
+@dataclass(slots=True)
+class _HalfOpen:
+    session: Session
+    hello_id: bytes
+    welcome: bytes
+    expires_ns: int
+
+
+@dataclass(slots=True)
+class _Cookies:
+    """Proof of address without a state: a MAC over the address under a secret that changes."""
+
+    entropy: Callable[[int], bytes]
+    secret: bytes = b""
+    previous: bytes = b""
+    changed_ns: int = -COOKIE_LIFETIME_NS
+
+    def _turn(self, now_ns: int) -> None:
+        if now_ns - self.changed_ns >= COOKIE_LIFETIME_NS:
+            self.previous = self.secret or self.entropy(32)
+            self.secret = self.entropy(32)
+            self.changed_ns = now_ns
+
+    def make(self, address: bytes, now_ns: int) -> bytes:
+        self._turn(now_ns)
+        return hmac.digest(self.secret, address, "sha256")[:COOKIE_BYTES]
+
+    def valid(self, cookie: bytes, address: bytes, now_ns: int) -> bool:
+        self._turn(now_ns)
+        return any(
+            hmac.compare_digest(cookie, hmac.digest(s, address, "sha256")[:COOKIE_BYTES])
+            for s in (self.secret, self.previous)
+        )
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """private_key: the server's static X25519 key, 32 bytes.  entropy: random bytes.
+
+    Drain `outbox` (datagram, address) after every call that takes `now_ns`.
+    """
+
+    private_key: bytes
+    entropy: Callable[[int], bytes]
+    max_sessions: int = 20_000
+    cookies_above: int = COOKIES_ABOVE_HELLOS_PER_S
+    sessions: dict[int, Session] = field(default_factory=dict)
+    outbox: list[tuple[bytes, bytes]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    _half_open: OrderedDict[int, _HalfOpen] = field(default_factory=OrderedDict)
+    _by_hello: dict[bytes, int] = field(default_factory=dict)
+    _deadlines: list[tuple[int, int]] = field(default_factory=list)
+    _window_start_ns: int = 0
+    _window_hellos: int = 0
+    _cookies: _Cookies = field(init=False)
+    _key_id: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._cookies = _Cookies(self.entropy)
+        self._key_id = key_id(public_key(self.private_key))
+
+    @property
+    def talking(self) -> bool:
+        """Whether any session is not over yet."""
+        return any(s.connection.state is not State.CLOSED for s in self.sessions.values())
+
+    # -- what comes in ---------------------------------------------------------------------
+
+    def receive(
+        self, data: bytes, address: bytes, now_ns: int
+    ) -> tuple[Session, list[Event], bool] | None:
+        """-> (session, its events, whether the session is new), or None."""
+        if not data:
+            self.dropped["empty"] += 1
+            return None
+        kind = data[0]
+        if kind >= Kind.CONTROL:
+            return self._receive_sealed(data, address, now_ns)
+        if kind == Kind.HELLO:
+            self._receive_hello(data, address, now_ns)
+        else:
+            self.dropped["unknown kind"] += 1
+        return None
+
+    def _receive_sealed(
+        self, data: bytes, address: bytes, now_ns: int
+    ) -> tuple[Session, list[Event], bool] | None:
+        try:
+            index = unpack_header(data)[2]
+        except MalformedPacketError:
+            self.dropped["malformed"] += 1
+            return None
+        session = self.sessions.get(index)
+        new = session is None
+        if session is None:
+            half = self._half_open.get(index)
+            if half is None:
+                self.dropped["no session"] += 1
+                return None
+            session = half.session
+        events = session.connection.receive(data, address, now_ns)
+        if events is None:
+            return None
+        if new:
+            self._confirm(index, address)
+        return session, events, new
+
+    def _confirm(self, index: int, address: bytes) -> None:
+        half = self._half_open.pop(index)
+        del self._by_hello[half.hello_id]
+        connection = half.session.connection
+        connection.address = address
+        connection.credit_bytes = None
+        self.sessions[index] = half.session
+
+    def _receive_hello(self, data: bytes, address: bytes, now_ns: int) -> None:
+        try:
+            hello = Hello.unpack(data)
+        except MalformedPacketError:
+            self.dropped["malformed"] += 1
+            return
+        if hello.version != VERSION:
+            self._refuse(hello, Refusal.VERSION, address)
+            return
+        if hello.key_id != self._key_id:
+            self._refuse(hello, Refusal.WRONG_KEY, address)
+            return
+        if self._under_load(now_ns) and not self._cookies.valid(hello.cookie, address, now_ns):
+            self.dropped["cookie asked"] += 1
+            cookie = self._cookies.make(address, now_ns)
+            self.outbox.append((pack_cookie(hello.client_index, cookie), address))
+            return
+        hello_id = hello.noise[:32] + address  # the ephemeral key is new in every handshake
+        known = self._by_hello.get(hello_id)
+        if known is not None:
+            self.outbox.append((self._half_open[known].welcome, address))
+            return
+        if len(self.sessions) + len(self._half_open) >= self.max_sessions:
+            self._refuse(hello, Refusal.FULL, address)
+            return
+        self._welcome(hello, hello_id, address, now_ns)
+
+    def _under_load(self, now_ns: int) -> bool:
+        if now_ns - self._window_start_ns >= LOAD_WINDOW_NS:
+            self._window_start_ns = now_ns
+            self._window_hellos = 0
+        self._window_hellos += 1
+        return self._window_hellos > self.cookies_above or len(self._half_open) > MAX_HALF_OPEN // 2
+
+    def _refuse(self, hello: Hello, code: Refusal, address: bytes) -> None:
+        self.dropped[f"refused: {code.name.lower()}"] += 1
+        self.outbox.append((pack_refused(hello.client_index, code), address))
+
+    def _welcome(self, hello: Hello, hello_id: bytes, address: bytes, now_ns: int) -> None:
+        noise = Handshake(
+            initiator=False,
+            prologue=hello.prologue,
+            entropy=self.entropy,
+            static=self.private_key,
+        )
+        try:
+            greeting: Greeting = decode_greeting(noise.read(hello.noise))
+            answer = noise.write(encode_greeting(AGENT))
+        except NoiseError:
+            self.dropped["forged hello"] += 1
+            return
+        index = self._new_index()
+        receive, send = noise.split()
+        connection = Connection(
+            SessionKeys.derive(send=send.key, receive=receive.key),
+            remote_index=hello.client_index,
+            address=address,
+            now_ns=now_ns,
+            entropy=self.entropy,
+            keep_alive=False,
+        )
+        session = Session(index, noise.remote_static, connection, greeting.agent)
+        welcome = Welcome(hello.client_index, index, answer).pack()
+        while len(self._half_open) >= MAX_HALF_OPEN:
+            self._forget_half_open()
+        self._half_open[index] = _HalfOpen(
+            session, hello_id, welcome, now_ns + HALF_OPEN_TIMEOUT_NS
+        )
+        self._by_hello[hello_id] = index
+        self.outbox.append((welcome, address))
+
+    def _new_index(self) -> int:
+        while True:
+            index = int.from_bytes(self.entropy(4))
+            if index not in self.sessions and index not in self._half_open:
+                return index
+
+    def _forget_half_open(self) -> None:
+        _, half = self._half_open.popitem(last=False)
+        del self._by_hello[half.hello_id]
+
+    # -- what goes out ---------------------------------------------------------------------
+
+    def flush(self, session: Session, now_ns: int) -> None:
+        """Puts what the session's connection has to send into the outbox, and sees to it that
+        `tick` comes back to it in time."""
+        connection = session.connection
+        for datagram in connection.transmit(now_ns):
+            self.outbox.append((datagram, connection.address))
+        deadline_ns = connection.deadline_ns
+        if not session.wakes_ns or deadline_ns < session.wakes_ns:
+            session.wakes_ns = deadline_ns
+            heapq.heappush(self._deadlines, (deadline_ns, session.index))
+
+    def tick(self, now_ns: int) -> list[tuple[Session, Closed]]:
+        """Runs the timers that are due; -> the sessions that are lost by it."""
+        while self._half_open and next(iter(self._half_open.values())).expires_ns <= now_ns:
+            self._forget_half_open()
+        lost: list[tuple[Session, Closed]] = []
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            due_ns, index = heapq.heappop(self._deadlines)
+            session = self.sessions.get(index)
+            if session is None or due_ns != session.wakes_ns:
+                continue  # gone, or an earlier deadline took this one's place
+            session.wakes_ns = 0
+            connection = session.connection
+            lost += [(session, e) for e in connection.tick(now_ns) if isinstance(e, Closed)]
+            if connection.over(now_ns):
+                del self.sessions[index]
+            else:
+                self.flush(session, now_ns)
+        return lost

@@ -1,0 +1,188 @@
+"""The mixing loop: what happens every 20 ms, for all spaces together.
+
+    1. decode   each waiting source fills its row of `planes`
+    2. plan     where the sources that sound, or the members, have changed
+    3. mix      gains @ planes, one row a class; limiter
+    4. encode   once a class, in parallel over all spaces
+    5. put      one job a class into the egress, which seals and batches
+
+A space in which nobody sounds is not looked at.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.opus import Encoder
+from protocol.packets import Audible, AudioFlag, DownlinkAudio, Kind, UplinkAudio
+from spaces_server.mixer.egress import Egress
+from spaces_server.mixer.plan import MixClass, Plan
+from spaces_server.mixer.source import FRAME_SAMPLES, Source
+
+A = TypeVar("A")
+B = TypeVar("B")
+ParallelMap = Callable[[Callable[[A], B], Iterable[A]], Iterable[B]]
+
+LIMIT = 10 ** (-1 / 20)  # -1 dBFS: leaves room for what the codec adds to peaks
+LIMITER_RAMP_SAMPLES = 120  # 2.5 ms
+LIMITER_RELEASE = 10 ** (1 / 20)  # at most 1 dB a frame back up
+
+_RAMP = np.linspace(0, 1, LIMITER_RAMP_SAMPLES, endpoint=False, dtype=np.float32)
+
+
+@dataclass(slots=True)
+class MixerStats:
+    """Counters since the start; `classes` is of the last tick."""
+
+    ticks: int = 0
+    busy_ticks: int = 0  # ticks in which something was encoded
+    decodes: int = 0
+    encodes: int = 0
+    classes: int = 0
+
+
+def limit(mix: NDArray[np.float32], gain_before: float) -> float:
+    """Turns a frame (FRAME_SAMPLES,) down, in place, so far that it stays below LIMIT; the gain
+    moves over a short ramp, at once downwards and slowly back.  -> the gain at the end."""
+    peak = float(np.abs(mix).max())
+    gain = min(1.0, gain_before * LIMITER_RELEASE, LIMIT / peak if peak > 0 else 1.0)
+    if gain < 1.0 or gain_before < 1.0:
+        mix[:LIMITER_RAMP_SAMPLES] *= gain_before + (gain - gain_before) * _RAMP
+        mix[LIMITER_RAMP_SAMPLES:] *= gain
+        np.clip(mix, -1.0, 1.0, out=mix)  # a peak within the ramp
+    return gain
+
+
+class SpaceMix:
+    """Sources and plan of one space."""
+
+    def __init__(self, new_encoder: Callable[[], Encoder]) -> None:
+        self.plan = Plan(new_encoder)
+        self.sources: dict[int, Source] = {}  # member id -> source
+        self._active: tuple[int, ...] = ()
+        self._planes = np.zeros((0, FRAME_SAMPLES), np.float32)
+
+    def add_source(self, member: int, seat: int) -> None:
+        self.sources[member] = Source(seat)
+        self.plan.set_gain(member, member, 0.0)
+        if len(self._planes) < len(self.sources):
+            self._planes = np.zeros((len(self.sources) + 3, FRAME_SAMPLES), np.float32)
+
+    def remove_source(self, member: int) -> None:
+        """No packet of this source is taken any more; the next tick fades it out."""
+        source = self.sources.get(member)
+        if source is not None:
+            source.stop()
+            if not source.waiting():
+                self._forget(member)
+
+    def _forget(self, member: int) -> None:
+        del self.sources[member]
+        self.plan.set_gain(member, member, 1.0)
+
+    def receive(self, member: int, audio: UplinkAudio, now_ns: int) -> bool:
+        """-> False if this member has no source (is not on stage, or is muted)."""
+        source = self.sources.get(member)
+        if source is None or source.stopped:
+            return False
+        source.receive(audio, now_ns)
+        return True
+
+    def waiting(self) -> bool:
+        return bool(self._active) or any(s.waiting() for s in self.sources.values())
+
+    def mix(self, now_ns: int) -> tuple[int, list[tuple[MixClass, NDArray[np.float32]]]]:
+        """Steps 1 to 3.  -> (decodes, the classes that are to be encoded with their samples)."""
+        sounding: dict[int, NDArray[np.float32]] = {}
+        decodes = 0
+        for plane, (member, source) in zip(self._planes, self.sources.items(), strict=False):
+            if source.waiting():
+                decodes += 1
+                source.fill(plane, now_ns)
+                if source.sounding:
+                    sounding[member] = plane
+        for member in [m for m, s in self.sources.items() if s.stopped and not s.sounding]:
+            self._forget(member)
+        active = tuple(sorted(sounding))
+        if active != self._active or self.plan.changed:
+            self._active = active
+            self.plan.rebuild(active, now_ns)
+        classes = self.plan.classes
+        if not classes:
+            return decodes, []
+        gains = np.zeros((len(classes), len(active)), np.float32)
+        column = {member: i for i, member in enumerate(active)}
+        for row, mix_class in enumerate(classes):
+            for member, gain in mix_class.recipe:
+                gains[row, column[member]] = gain
+        mixes = gains @ np.stack([sounding[member] for member in active])
+        for mix_class, samples in zip(classes, mixes, strict=True):
+            mix_class.limiter_gain = limit(samples, mix_class.limiter_gain)
+            mix_class.peak = float(np.abs(samples).max())
+            if not mix_class.live:
+                mix_class.encoder.reset()  # the members reset their decoders at FIRST
+        return decodes, list(zip(classes, mixes, strict=True))
+
+    def packet(self, mix_class: MixClass, timestamp: int, opus: bytes) -> bytes:
+        """The plaintext that all members of the class get; moves the class's talkspurt on."""
+        heard = [self.sources[member] for member, _ in mix_class.recipe]
+        flags = AudioFlag(0)
+        if not mix_class.live:
+            flags |= AudioFlag.FIRST
+        if all(source.ending for source in heard):
+            flags |= AudioFlag.LAST
+        mix_class.live = not flags & AudioFlag.LAST
+        audible = tuple(Audible(s.seat, s.level, s.capture) for s in heard if not s.ending)
+        return DownlinkAudio(timestamp, flags, audible, opus).pack()
+
+
+class Mixer:
+    """All spaces' mixes, and the one parallel encode over them."""
+
+    def __init__(
+        self,
+        egress: Egress,
+        new_encoder: Callable[[], Encoder],
+        parallel_map: ParallelMap[Any, Any],
+    ) -> None:
+        self.stats = MixerStats()
+        self._egress = egress
+        self._new_encoder = new_encoder
+        self._parallel_map = parallel_map
+        self._awake: set[SpaceMix] = set()
+
+    def open(self) -> SpaceMix:
+        return SpaceMix(self._new_encoder)
+
+    def close(self, mix: SpaceMix) -> None:
+        self._awake.discard(mix)
+
+    def receive(self, mix: SpaceMix, member: int, audio: UplinkAudio, now_ns: int) -> bool:
+        """-> whether the audio was taken."""
+        taken = mix.receive(member, audio, now_ns)
+        if taken:
+            self._awake.add(mix)
+        return taken
+
+    def tick(self, timestamp: int, now_ns: int) -> None:
+        """timestamp: of this tick's first sample, the spaces' clock."""
+        jobs: list[tuple[SpaceMix, MixClass, NDArray[np.float32]]] = []
+        for mix in list(self._awake):
+            decodes, classes = mix.mix(now_ns)
+            self.stats.decodes += decodes
+            jobs += [(mix, mix_class, samples) for mix_class, samples in classes]
+        packets = self._parallel_map(lambda job: job[1].encoder.encode(job[2]), jobs)
+        for (mix, mix_class, _), opus in zip(jobs, packets, strict=True):
+            plaintext = mix.packet(mix_class, timestamp, opus)
+            self._egress.put(Kind.AUDIO, plaintext, mix_class.rows)
+        for mix in list(self._awake):
+            mix.plan.join_held(now_ns)
+            if not mix.waiting():
+                self._awake.discard(mix)
+        self.stats.ticks += 1
+        self.stats.busy_ticks += bool(jobs)
+        self.stats.encodes += len(jobs)
+        self.stats.classes = len(jobs)

@@ -1,0 +1,71 @@
+"""A source: one speaker, from their packets to 20 ms of samples at each tick."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.packets import CAPTURE_UNIT_SAMPLES, AudioFlag, UplinkAudio
+from protocol.playout import Playout
+
+FRAME_SAMPLES = 960  # 20 ms at 48 kHz
+SILENT_LEVEL = 127
+_CUT_SAMPLES = 240  # 5 ms: short enough to be gone at once, long enough not to click
+_CUT = np.linspace(1, 0, _CUT_SAMPLES, dtype=np.float32)
+
+
+def level_dbov(samples: NDArray[np.float32]) -> int:
+    """The RMS level of `samples` as RFC 6464 has it: -dBov, 0 (loudest) to 127 (silent)."""
+    power = float(np.dot(samples, samples)) / max(1, len(samples))
+    if power <= 10 ** (-SILENT_LEVEL / 10):
+        return SILENT_LEVEL
+    return min(SILENT_LEVEL, max(0, round(-10 * math.log10(power))))
+
+
+class Source:
+    """Jitter buffer, decoder and level of one speaker.
+
+    `sounding` is what mix classes follow.  It holds for one tick longer than the speech, so that
+    the classes' encoders get out what they still hold (their look-ahead of 6.5 ms); `ending` is
+    that tick.
+    """
+
+    def __init__(self, seat: int) -> None:
+        self.seat = seat
+        self.sounding = False
+        self.ending = False
+        self.level = SILENT_LEVEL
+        self.capture = 0
+        self.stopped = False
+        self._playout = Playout()
+        self.stats = self._playout.stats
+
+    def receive(self, audio: UplinkAudio, now_ns: int) -> None:
+        self._playout.insert(
+            audio.timestamp,
+            audio.opus,
+            now_ns,
+            first=bool(audio.flags & AudioFlag.FIRST),
+            last=bool(audio.flags & AudioFlag.LAST),
+        )
+
+    def stop(self) -> None:
+        """The speaker was muted or has left the stage: the next tick fades out, no more comes."""
+        self.stopped = True
+
+    def waiting(self) -> bool:
+        """Whether a tick has anything to do here."""
+        return self.sounding or (self._playout.waiting and not self.stopped)
+
+    def fill(self, out: NDArray[np.float32], now_ns: int) -> None:
+        """The next FRAME_SAMPLES into `out`; sets sounding, ending, level and capture."""
+        was_sounding = self.sounding and not self.ending
+        sounds = self._playout.pull(out, now_ns)
+        if self.stopped:
+            out[:_CUT_SAMPLES] *= _CUT if was_sounding else 0
+            out[_CUT_SAMPLES:] = 0
+            sounds = False
+        self.ending = was_sounding and not sounds
+        self.sounding = sounds or self.ending
+        self.level = level_dbov(out) if sounds else SILENT_LEVEL
+        self.capture = self._playout.timestamp // CAPTURE_UNIT_SAMPLES & 0xFFFF

@@ -1,0 +1,690 @@
+"""The network shell: real sockets over loopback on both event loops; a ticker on a fake clock."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from spaces_server.net import mmsg
+from spaces_server.net.ticker import LATENESS_SAMPLES, MAX_BURST, Ticker
+from spaces_server.net.transport import (
+    Batch,
+    MmsgTransport,
+    Transport,
+    TransportError,
+    open_transport,
+    pack_address,
+    unpack_address,
+)
+
+needs_mmsg = pytest.mark.skipif(not mmsg.AVAILABLE, reason="sendmmsg and recvmmsg are Linux's")
+MMSG = [pytest.param(True, id="mmsg", marks=needs_mmsg), pytest.param(False, id="portable")]
+IPV6 = [pytest.param(True, id="ipv6"), pytest.param(False, id="ipv4")]
+
+
+def event_loops() -> list[Any]:
+    factories = [pytest.param(asyncio.new_event_loop, id="asyncio")]
+    with contextlib.suppress(ImportError):  # not on Windows
+        import uvloop
+
+        factories.append(pytest.param(uvloop.new_event_loop, id="uvloop"))
+    return factories
+
+
+LOOPS = event_loops()
+
+
+def run(new_loop: Callable[[], asyncio.AbstractEventLoop], main: Any) -> Any:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(asyncio.wait_for(main, 20))
+
+
+class Inbox:
+    """Gathers what a transport receives; `expect(n)` waits until n datagrams are there."""
+
+    def __init__(self) -> None:
+        self.datagrams: Batch = []
+        self.batches: list[int] = []
+        self._more = asyncio.Event()
+
+    def __call__(self, batch: Batch) -> None:
+        self.datagrams += batch
+        self.batches.append(len(batch))
+        self._more.set()
+
+    async def expect(self, count: int) -> Batch:
+        while len(self.datagrams) < count:
+            self._more.clear()
+            await self._more.wait()
+        return self.datagrams
+
+
+@contextlib.asynccontextmanager
+async def pair(
+    mmsg: bool, ipv6: bool = True, host: str = "127.0.0.1"
+) -> AsyncIterator[tuple[Transport, Transport, Inbox, bytes]]:
+    """A sender, a receiver, the receiver's inbox and its address as the sender must write it."""
+    inbox = Inbox()
+    sender = await open_transport(host, 0, lambda batch: None, mmsg=mmsg, ipv6=ipv6)
+    receiver = await open_transport(host, 0, inbox, mmsg=mmsg, ipv6=ipv6)
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    try:
+        yield sender, receiver, inbox, pack_address(host, receiver.local_port, family)
+    finally:
+        sender.close()
+        receiver.close()
+        await asyncio.sleep(0)  # asyncio's endpoint closes its socket one turn later
+
+
+def batch_to(
+    address: bytes, lengths: NDArray[np.int32], stride_bytes: int, seed: int = 1
+) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8]]:
+    rows = len(lengths)
+    random = np.random.default_rng(seed)
+    arena = random.integers(0, 256, (rows, stride_bytes), dtype=np.uint8)
+    # The first bytes number the row, so that a lost datagram is told from a wrong one.
+    arena[:, :4] = np.arange(rows, dtype="<u4")[:, None].view(np.uint8)
+    return arena, lengths, np.tile(np.frombuffer(address, np.uint8), (rows, 1))
+
+
+def loopback_has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind(("::1", 0))
+        return True
+    return False
+
+
+# --- addresses --------------------------------------------------------------------------------
+
+
+@given(st.ip_addresses(v=4), st.integers(0, 65535), st.sampled_from([socket.AF_INET6, 2]))
+def test_ipv4_addresses_go_round_in_both_families(host: Any, port: int, family: int) -> None:
+    packed = pack_address(str(host), port, family)
+    assert len(packed) == 28
+    assert unpack_address(packed) == (str(host), port)
+
+
+@given(st.ip_addresses(v=6), st.integers(0, 65535))
+def test_ipv6_addresses_go_round(host: Any, port: int) -> None:
+    packed = pack_address(str(host), port)
+    printed, printed_port = unpack_address(packed)
+    assert pack_address(printed, printed_port) == packed
+    if not host.ipv4_mapped:
+        assert printed == socket.inet_ntop(socket.AF_INET6, host.packed)
+
+
+def test_a_packed_address_is_a_sockaddr_in6() -> None:
+    packed = pack_address("192.0.2.1", 5004)
+    assert packed[:2] == socket.AF_INET6.to_bytes(2, "little" if packed[0] else "big")
+    assert packed[2:4] == bytes([5004 >> 8, 5004 & 255])
+    assert packed[8:24] == bytes(10) + b"\xff\xff\xc0\x00\x02\x01"
+
+
+def test_scopes_are_part_of_an_address() -> None:
+    packed = pack_address("fe80::1%7", 9)
+    assert packed != pack_address("fe80::1%8", 9)
+    assert unpack_address(packed) == ("fe80::1%7", 9)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "family"),
+    [
+        ("example.org", 1, socket.AF_INET6),
+        ("", 1, socket.AF_INET6),
+        ("fe80::1%no-such-interface", 1, socket.AF_INET6),
+        ("192.0.2.1", 65536, socket.AF_INET6),
+        ("192.0.2.1", -1, socket.AF_INET6),
+        ("2001:db8::1", 1, socket.AF_INET),
+    ],
+)
+def test_what_is_no_address_is_refused(host: str, port: int, family: int) -> None:
+    with pytest.raises(ValueError, match=r"not|IPv4"):
+        pack_address(host, port, family)
+
+
+@pytest.mark.parametrize("address", [b"", bytes(16), bytes(28), b"\xee" * 28, bytes(29)])
+def test_other_bytes_are_no_address(address: bytes) -> None:
+    with pytest.raises(ValueError, match="address"):
+        unpack_address(address)
+
+
+# --- transport --------------------------------------------------------------------------------
+
+
+@needs_mmsg
+def test_structures_have_the_kernels_layout() -> None:
+    import ctypes
+
+    class MsgHdr(ctypes.Structure):
+        _fields_ = (
+            ("name", ctypes.c_void_p),
+            ("namelen", ctypes.c_uint32),
+            ("iov", ctypes.c_void_p),
+            ("iovlen", ctypes.c_size_t),
+            ("control", ctypes.c_void_p),
+            ("controllen", ctypes.c_size_t),
+            ("flags", ctypes.c_int),
+        )
+
+    class MMsgHdr(ctypes.Structure):
+        _fields_ = (("hdr", MsgHdr), ("len", ctypes.c_uint))
+
+    for dtype, struct in ((mmsg.MSGHDR, MsgHdr), (mmsg.MMSGHDR, MMsgHdr)):
+        assert dtype.itemsize == ctypes.sizeof(struct)
+        assert dtype.names is not None
+        offsets = {name: dtype.fields[name][1] for name in dtype.names}  # type: ignore[index]
+        assert offsets == {name: getattr(struct, name).offset for name, *_ in struct._fields_}
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+@pytest.mark.parametrize("mmsg", MMSG)
+@pytest.mark.parametrize("ipv6", IPV6)
+def test_three_thousand_datagrams_arrive_whole(new_loop: Any, mmsg: bool, ipv6: bool) -> None:
+    async def main() -> None:
+        async with pair(mmsg, ipv6) as (sender, receiver, inbox, address):
+            lengths = np.random.default_rng(2).integers(4, 1201, 3000).astype(np.int32)
+            lengths[:2] = 4, 1200
+            arena, lengths, addresses = batch_to(address, lengths, 1200)
+            # In parts no larger than the smallest receive buffer a system grants; the last
+            # part and the first are partial tables, the middle one is longer than one call.
+            for first, last in ((0, 100), (100, 101), (101, 1400), (1400, 3000)):
+                part = slice(first, last)
+                assert sender.send_batch(arena[part], lengths[part], addresses[part]) == (
+                    last - first
+                )
+                await inbox.expect(last)
+            expected = {arena[i, : lengths[i]].tobytes() for i in range(3000)}
+            assert {data for data, _ in inbox.datagrams} == expected
+            assert len(inbox.datagrams) == 3000
+            assert {unpack_address(a) for _, a in inbox.datagrams} == {
+                ("127.0.0.1", sender.local_port)
+            }
+            assert sender.stats.sent == receiver.stats.received == 3000
+            assert sender.stats.send_short == sender.stats.send_refused == 0
+            if mmsg:
+                assert max(inbox.batches) > 1
+
+    run(new_loop, main())
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+@pytest.mark.parametrize("mmsg", MMSG)
+@pytest.mark.parametrize("ipv6", IPV6)
+def test_an_address_received_from_is_an_address_to_send_to(
+    new_loop: Any, mmsg: bool, ipv6: bool
+) -> None:
+    async def main() -> None:
+        echo: list[Transport] = []
+
+        def answer(batch: Batch) -> None:
+            for data, address in batch:
+                echo[0].send(data[::-1], address)
+
+        inbox = Inbox()
+        echo.append(await open_transport("127.0.0.1", 0, answer, mmsg=mmsg, ipv6=ipv6))
+        client = await open_transport("127.0.0.1", 0, inbox, mmsg=mmsg, ipv6=ipv6)
+        family = socket.AF_INET6 if ipv6 else socket.AF_INET
+        to_echo = pack_address("127.0.0.1", echo[0].local_port, family)
+        client.send(b"abc", to_echo)
+        assert await inbox.expect(1) == [(b"cba", to_echo)]
+        echo[0].close()
+        client.close()
+        await asyncio.sleep(0)
+
+    run(new_loop, main())
+
+
+@pytest.mark.skipif(not loopback_has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("new_loop", LOOPS)
+@pytest.mark.parametrize("mmsg", MMSG)
+def test_one_socket_serves_both_families(new_loop: Any, mmsg: bool) -> None:
+    async def main() -> None:
+        inbox = Inbox()
+        server = await open_transport("::", 0, inbox, mmsg=mmsg)
+        for host in ("127.0.0.1", "::1"):
+            client = await open_transport(host, 0, lambda batch: None, mmsg=mmsg)
+            client.send(host.encode(), pack_address(host, server.local_port))
+            await inbox.expect(len(inbox.datagrams) + 1)
+            data, address = inbox.datagrams[-1]
+            assert data == host.encode()
+            assert unpack_address(address) == (host, client.local_port)
+            client.close()
+        server.close()
+        await asyncio.sleep(0)
+
+    run(new_loop, main())
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+@pytest.mark.parametrize("mmsg", MMSG)
+def test_refused_datagrams_are_stepped_over(new_loop: Any, mmsg: bool) -> None:
+    """Port 0 is an address the kernel refuses; in front, in the middle, twice, and at the end."""
+
+    async def main() -> None:
+        async with pair(mmsg) as (sender, _, inbox, address):
+            arena, lengths, addresses = batch_to(address, np.full(1200, 40, np.int32), 64)
+            refused = [0, 500, 501, 1023, 1024, 1199]
+            addresses[refused, 2:4] = 0
+            assert sender.send_batch(arena, lengths, addresses) == 1200 - len(refused)
+            assert sender.stats.send_refused == len(refused)
+            assert sender.stats.send_short == 0
+            numbers = {
+                int.from_bytes(data[:4], "little")
+                for data, _ in await inbox.expect(1200 - len(refused))
+            }
+            assert numbers == set(range(1200)) - set(refused)
+            sender.send(b"x", addresses[0].tobytes())
+            assert sender.stats.send_refused == len(refused) + 1
+
+    run(new_loop, main())
+
+
+@needs_mmsg
+def test_what_a_full_socket_does_not_take_is_dropped_and_counted() -> None:
+    """A connected UNIX datagram socket takes no name and is full after some ten datagrams."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.setblocking(False)
+        sender = mmsg.Sender(ours.fileno(), 0)
+        arena, lengths, addresses = batch_to(bytes(28), np.full(5000, 100, np.int32), 100)
+        sent, refused = sender.send_batch(arena, lengths, addresses)
+        assert 0 < sent < 5000
+        assert refused == 0
+        for i in range(sent):
+            assert theirs.recv(200) == arena[i].tobytes()
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(200)
+
+
+@pytest.mark.parametrize("mmsg", MMSG)
+@pytest.mark.parametrize(
+    ("code", "field"),
+    [(errno.EAGAIN, "send_short"), (errno.ENOBUFS, "send_short"), (errno.EPERM, "send_refused")],
+)
+async def test_a_control_datagram_not_sent_is_counted_by_reason(
+    mmsg: bool, code: int, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pair(mmsg) as (sender, _, _, address):
+
+        def fail(data: bytes, to: bytes) -> None:
+            raise OSError(code, "")
+
+        monkeypatch.setattr(sender, "_send_one", fail)
+        sender.send(b"x", address)
+        assert getattr(sender.stats, field) == 1
+        assert sender.stats.sent == 0
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+@pytest.mark.parametrize("mmsg", MMSG)
+def test_sizes_at_the_edge(new_loop: Any, mmsg: bool) -> None:
+    """Empty and 2,048 bytes pass, 2,049 are dropped and counted."""
+
+    async def main() -> None:
+        async with pair(mmsg) as (sender, receiver, inbox, address):
+            for size in (0, 2048, 2049, 3000, 1):
+                sender.send(b"z" * size, address)
+            assert [len(data) for data, _ in await inbox.expect(3)] == [0, 2048, 1]
+            assert receiver.stats.receive_oversized == 2
+            assert receiver.stats.received == 3
+
+    run(new_loop, main())
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+@pytest.mark.parametrize("mmsg", MMSG)
+def test_a_receiver_that_raises_does_not_end_reception(
+    new_loop: Any, mmsg: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        inbox = Inbox()
+
+        def receive(batch: Batch) -> None:
+            if batch[0][0] == b"bad":
+                raise RuntimeError("boom")
+            inbox(batch)
+
+        receiver = await open_transport("127.0.0.1", 0, receive, mmsg=mmsg)
+        sender = await open_transport("127.0.0.1", 0, receive, mmsg=mmsg)
+        address = pack_address("127.0.0.1", receiver.local_port)
+        sender.send(b"bad", address)
+        while not receiver.stats.receive_errors:
+            await asyncio.sleep(0)
+        sender.send(b"good", address)
+        assert [data for data, _ in await inbox.expect(1)] == [b"good"]
+        assert "boom" in caplog.text
+        sender.close()
+        receiver.close()
+        await asyncio.sleep(0)
+
+    run(new_loop, main())
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+@pytest.mark.parametrize("mmsg", MMSG)
+def test_a_peer_that_went_away_does_not_end_reception(new_loop: Any, mmsg: bool) -> None:
+    """Its port answers with ICMP port unreachable."""
+
+    async def main() -> None:
+        async with pair(mmsg) as (sender, receiver, inbox, address):
+            gone = await open_transport("127.0.0.1", 0, inbox, mmsg=mmsg)
+            dead = pack_address("127.0.0.1", gone.local_port)
+            gone.close()
+            await asyncio.sleep(0)
+            for _ in range(20):
+                receiver.send(b"anyone?", dead)
+                sender.send(b"still here", address)
+            assert len(await inbox.expect(20)) == 20
+
+    run(new_loop, main())
+
+
+@needs_mmsg
+async def test_one_wake_up_reads_a_bounded_number_of_datagrams() -> None:
+    async with pair(True) as (sender, receiver, inbox, address):
+        assert isinstance(receiver, MmsgTransport)
+        batch = batch_to(address, np.full(2000, 20, np.int32), 20)
+        assert sender.send_batch(*batch) == 2000
+        receiver._on_readable()
+        assert len(inbox.datagrams) == 16 * 64
+        await inbox.expect(2000)
+
+
+@pytest.mark.parametrize("mmsg", MMSG)
+async def test_a_closed_transport_sends_nothing(mmsg: bool) -> None:
+    async with pair(mmsg) as (sender, _, _, address):
+        sender.close()
+        sender.close()
+        sender.send(b"x", address)
+        assert sender.send_batch(*batch_to(address, np.full(3, 8, np.int32), 8)) == 0
+        assert sender.stats.sent == 0
+
+
+@needs_mmsg
+async def test_the_receiver_may_close_the_transport() -> None:
+    opened: list[Transport] = []
+    done = asyncio.Event()
+
+    def receive(batch: Batch) -> None:
+        opened[0].close()
+        done.set()
+
+    opened.append(await open_transport("127.0.0.1", 0, receive))
+    address = pack_address("127.0.0.1", opened[0].local_port)
+    assert opened[0].send_batch(*batch_to(address, np.full(500, 8, np.int32), 8)) == 500
+    await done.wait()
+    assert opened[0].stats.received <= 64
+    assert opened[0].stats.receive_errors == 0
+
+
+@pytest.mark.parametrize("mmsg", MMSG)
+async def test_arrays_that_are_no_batch_are_refused(mmsg: bool) -> None:
+    async with pair(mmsg) as (sender, _, _, address):
+        arena, lengths, addresses = batch_to(address, np.full(4, 8, np.int32), 16)
+        assert sender.send_batch(arena[:0], lengths[:0], addresses[:0]) == 0
+        for wrong in (
+            (arena[:, :8], lengths, addresses),
+            (arena[::2], lengths[:2], addresses[:2]),
+            (arena[:3], lengths, addresses),
+            (arena, lengths, addresses[:3]),
+            (arena, lengths, addresses[:, :16]),
+            (arena.view(np.int8), lengths, addresses),
+            (arena, lengths.astype(np.int64), addresses),
+            (arena, lengths + np.int32(9), addresses),
+            (arena, lengths - np.int32(9), addresses),
+        ):
+            with pytest.raises(ValueError, match=r"batch|length"):
+                sender.send_batch(*wrong)
+        with pytest.raises(ValueError, match="28 bytes"):
+            sender.send(b"x", address[:16])
+        assert sender.stats.sent == 0
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+@pytest.mark.parametrize("mmsg", MMSG)
+def test_what_cannot_be_opened_is_said_in_plain_words(new_loop: Any, mmsg: bool) -> None:
+    async def message(host: str, port: int, ipv6: bool = True) -> str:
+        with pytest.raises(TransportError) as caught:
+            await open_transport(host, port, lambda batch: None, mmsg=mmsg, ipv6=ipv6)
+        return str(caught.value)
+
+    async def main() -> None:
+        async with pair(mmsg) as (_, receiver, _, _):
+            port = receiver.local_port
+            assert await message("127.0.0.1", port) == (
+                f"UDP port {port} is already in use; choose another with --port"
+            )
+            assert await message("", port) == (
+                f"UDP port {port} is already in use; choose another with --port"
+            )
+        assert "not an address of this machine" in await message("192.0.2.1", 0)
+        assert "is not known here" in await message("no-such-host.invalid", 0)
+        assert "between 0 and 65535" in await message("127.0.0.1", 65536)
+        assert "is not known here" in await message("::1", 0, ipv6=False)
+
+    run(new_loop, main())
+
+
+# --- ticker -----------------------------------------------------------------------------------
+
+MS = 1_000_000
+
+
+class FakeTimer:
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeLoop:
+    """A clock and one timer. Timers fire `early_ns` too soon, as a coarse loop's may."""
+
+    def __init__(self, early_ns: int = 0) -> None:
+        self.now_ns = 7_000_000_123
+        self.early_ns = early_ns
+        self.armed: FakeTimer | None = None
+        self.arms = 0
+
+    def time(self) -> float:
+        return self.now_ns / 1e9
+
+    def clock_ns(self) -> int:
+        return self.now_ns
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> FakeTimer:
+        assert self.armed is None or self.armed.cancelled, "one timer at a time"
+        self.arms += 1
+        self.armed = FakeTimer(when, callback)
+        return self.armed
+
+    def fire(self, delay_ns: int = 0) -> None:
+        """Let the armed timer fire, `delay_ns` late."""
+        timer, self.armed = self.armed, None
+        assert timer is not None
+        assert not timer.cancelled
+        due_ns = round(timer.when * 1e9) - self.early_ns
+        self.now_ns = max(self.now_ns, due_ns) + delay_ns
+        timer.callback()
+
+
+class Ticks:
+    """A ticker with a fake loop, and the times its ticks were given."""
+
+    def __init__(self, period_ns: int = 20 * MS, early_ns: int = 0, work_ns: int = 0) -> None:
+        self.loop = FakeLoop(early_ns)
+        self.times: list[int] = []
+        self.work_ns = work_ns
+        self.ticker = Ticker(period_ns, self._tick, self.loop, self.loop.clock_ns)
+        self.start_ns = self.loop.now_ns
+        self.ticker.start()
+
+    def _tick(self, now_ns: int) -> None:
+        self.times.append(now_ns)
+        self.loop.now_ns += self.work_ns
+
+    def due_ns(self, k: int) -> int:
+        return self.start_ns + k * 20 * MS
+
+
+def test_ticks_keep_to_their_deadlines_for_an_hour() -> None:
+    ticks = Ticks(work_ns=7 * MS + 300_001)
+    for _ in range(180_000):
+        ticks.loop.fire()
+    late_ns = np.array(ticks.times) - np.array([ticks.due_ns(k) for k in range(1, 180_001)])
+    assert late_ns.min() >= 0
+    assert late_ns.max() < MS  # rounding up to the loops' milliseconds
+    assert abs(late_ns[-1] - late_ns[0]) < MS  # no drift
+    assert ticks.ticker.skipped == ticks.ticker.errors == 0
+    assert ticks.ticker.ticks == 180_000
+
+
+@given(st.lists(st.integers(0, 15 * MS), min_size=1, max_size=50), st.integers(0, 3 * MS))
+def test_no_tick_is_early_and_none_is_lost(delays_ns: list[int], early_ns: int) -> None:
+    """Timers a little late or early: each deadline gets its tick, never before its time."""
+    ticks = Ticks(early_ns=early_ns)
+    for delay_ns in delays_ns:
+        ran = len(ticks.times)
+        ticks.loop.fire(delay_ns)
+        while len(ticks.times) == ran:
+            # Earlier than it was asked to wait, a timer would never get there.
+            ticks.loop.early_ns = min(ticks.loop.early_ns, MS // 2)
+            ticks.loop.fire()
+    for k, time_ns in enumerate(ticks.times, 1):
+        assert ticks.due_ns(k) <= time_ns < ticks.due_ns(k + 1)
+    assert ticks.ticker.skipped == 0
+
+
+def test_an_early_timer_is_set_again_once() -> None:
+    ticks = Ticks(early_ns=400_000)
+    for _ in range(200):
+        ticks.loop.fire()
+    assert len(ticks.times) >= 100
+    assert ticks.loop.arms <= 2 * len(ticks.times) + 1
+
+
+@pytest.mark.parametrize("stall_periods", range(10))
+def test_a_short_stall_is_made_up_for_and_a_long_one_skipped(stall_periods: int) -> None:
+    ticks = Ticks()
+    ticks.loop.fire()
+    ticks.loop.fire(stall_periods * 20 * MS)  # tick 2 is this late: so many more are due as well
+    stalled_ns = ticks.loop.now_ns
+    for _ in range(20):
+        ticks.loop.fire()
+    at_once = ticks.times.count(stalled_ns)
+    if stall_periods < MAX_BURST:
+        assert (at_once, ticks.ticker.skipped) == (stall_periods + 1, 0)
+    else:
+        assert (at_once, ticks.ticker.skipped) == (1, stall_periods)
+    # Back on the old grid, every deadline accounted for.
+    accounted = ticks.ticker.ticks + ticks.ticker.skipped
+    assert 0 <= ticks.times[-1] - ticks.due_ns(accounted) < MS
+    assert ticks.ticker.lateness()["max"] == pytest.approx(stall_periods * 20, abs=1)
+
+
+def test_ticks_longer_than_a_period_never_fall_behind_for_ever() -> None:
+    ticks = Ticks(work_ns=30 * MS)
+    for _ in range(1000):
+        ticks.loop.fire()
+        behind_ns = (
+            ticks.loop.now_ns - 30 * MS - ticks.due_ns(ticks.ticker.ticks + ticks.ticker.skipped)
+        )
+        assert behind_ns <= MAX_BURST * 20 * MS
+    assert ticks.ticker.skipped == pytest.approx(500, abs=4)
+
+
+def test_a_failing_tick_is_logged_and_counted_and_the_next_one_runs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = FakeLoop()
+    times: list[int] = []
+
+    def tick(now_ns: int) -> None:
+        times.append(now_ns)
+        if len(times) == 2:
+            raise RuntimeError("boom")
+
+    ticker = Ticker(20 * MS, tick, loop, loop.clock_ns)
+    ticker.start()
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            loop.fire()
+    assert (ticker.ticks, ticker.errors, len(times)) == (3, 1, 3)
+    assert caplog.text.count("RuntimeError: boom") == 1
+
+
+def test_lateness_is_of_the_recent_ticks_and_bounded() -> None:
+    ticks = Ticks()
+    assert ticks.ticker.lateness() == {"p50": 0, "p99": 0, "max": 0}
+    ticks.loop.fire(19 * MS)
+    assert ticks.ticker.lateness() == pytest.approx({"p50": 19, "p99": 19, "max": 19}, abs=1)
+    for i in range(LATENESS_SAMPLES):
+        ticks.loop.fire(5 * MS if i % 20 == 0 else 2 * MS)
+    assert ticks.ticker.lateness() == pytest.approx({"p50": 2, "p99": 5, "max": 5}, abs=1)
+
+
+def test_a_tick_may_stop_the_ticker() -> None:
+    loop = FakeLoop()
+    ticker = Ticker(20 * MS, lambda now_ns: ticker.stop(), loop, loop.clock_ns)
+    ticker.start()
+    loop.fire()
+    assert loop.armed is None
+    assert ticker.ticks == 1
+
+
+def test_a_stopped_ticker_starts_afresh() -> None:
+    ticks = Ticks()
+    ticks.ticker.stop()
+    assert ticks.loop.armed is not None
+    assert ticks.loop.armed.cancelled
+    ticks.loop.now_ns += 1000 * MS
+    restart_ns = ticks.loop.now_ns
+    ticks.ticker.start()
+    ticks.loop.fire()
+    assert 0 <= ticks.times[0] - restart_ns - 20 * MS < MS
+    assert ticks.ticker.skipped == 0
+
+
+def test_a_period_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="period"):
+        Ticker(0, lambda now_ns: None, FakeLoop())
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_real_loops_never_tick_early(new_loop: Any) -> None:
+    """A hundred ticks of 2 ms on the machine's clock: early is a bug, late is the machine."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        early: list[int] = []
+        start_ns = 0
+
+        def tick(now_ns: int) -> None:
+            due_ns = start_ns + (ticker.ticks + ticker.skipped) * 2 * MS
+            early.append(now_ns < due_ns)
+            if ticker.ticks == 100:
+                ticker.stop()
+                done.set_result(None)
+
+        ticker = Ticker(2 * MS, tick, loop)
+        ticker.start()
+        start_ns = ticker._deadline_ns - 2 * MS
+        await done
+        assert not any(early)
+        assert len(early) == 100
+
+    run(new_loop, main())
