@@ -1,0 +1,3 @@
+from spaces_client.cli import main
+
+main(prog_name="spaces")

@@ -1,0 +1,62 @@
+"""Where a client's sound comes from and goes to: two small interfaces.
+
+All audio inside the client is mono float32 at 48 kHz, -1..1, in blocks of 20 ms. A device, a file
+and a demo voice all look the same from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE_HZ: Final = 48_000
+BLOCK_SAMPLES: Final = 960
+BLOCK_MS: Final = 20
+
+Samples = NDArray[np.float32]
+
+
+class AudioError(Exception):
+    """Sound cannot be read, written, captured or played.
+
+    The message is one line that says what to do about it.
+    """
+
+
+class AudioInput(Protocol):
+    """A source of blocks: a microphone or a file."""
+
+    def start(self, push: Callable[[Samples, int], None]) -> None:
+        """Begin. `push(block, captured_ns)` is called in the event loop's thread each 20 ms.
+
+        `block` has shape (960,) and belongs to the receiver; `captured_ns` is the monotonic time at
+        which its last sample was taken. Raises AudioError when the input cannot be started.
+        """
+        ...
+
+    async def finished(self) -> None:
+        """Return when the input has ended or was stopped. A device never ends by itself."""
+        ...
+
+    def stop(self) -> None:
+        """End, and let go of the device or the file. Stopping twice is fine."""
+        ...
+
+
+class AudioOutput(Protocol):
+    """A sink of blocks: speakers or a file."""
+
+    def start(self, pull: Callable[[Samples, int], None]) -> None:
+        """Begin. `pull(out, now_ns)` must fill all of `out`, shape (960,); one call is 20 ms.
+
+        It is called in the event loop's thread. Raises AudioError when the output cannot be
+        started.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End, and let go of the device or the file. Stopping twice is fine."""
+        ...

@@ -1,0 +1,215 @@
+"""A crowd: many real clients in one process, to fill a space and to measure what they see.
+
+Every one of them is a whole client with a socket, a session and a decoder of its own.  Delay is
+measured without any clock but one: every mixed packet says which moment of whose voice it carries,
+so a speaker's packet can be found again in what the other clients of this process get.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.link import Link
+from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
+from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES, AudioError, AudioInput, AudioOutput
+from spaces_client.client import Heard
+from spaces_client.live import LiveSpace, SpacesError, connect, host
+from spaces_client.synth import synthesise_voice
+from spaces_client.wav import Ticker, WavInput, WavOutput
+
+JOINS_AT_ONCE = 20
+REPORT_S = 0.5
+SYNTHESISED_S = 20.0
+MAX_SENT = 1_000  # packets whose way is watched at once
+
+
+class _VoiceInput:
+    """A synthesised voice, over and over."""
+
+    def __init__(self, seed: int) -> None:
+        samples = synthesise_voice(seed, SYNTHESISED_S)
+        whole = len(samples) // BLOCK_SAMPLES * BLOCK_SAMPLES
+        self._blocks = cycle(samples[:whole].reshape(-1, BLOCK_SAMPLES))
+        self._ticker: Ticker | None = None
+
+    def start(self, push: Callable[[NDArray[np.float32], int], None]) -> None:
+        def tick(now_ns: int) -> None:
+            push(next(self._blocks).copy(), now_ns)
+
+        self._ticker = Ticker(tick, asyncio.get_running_loop())
+
+    async def finished(self) -> None:
+        await asyncio.Event().wait()
+
+    def stop(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+
+class _Listen:
+    """Plays into nothing: takes what is to be heard every 20 ms, as a device would."""
+
+    def __init__(self) -> None:
+        self._out = np.empty(BLOCK_SAMPLES, np.float32)
+        self._ticker: Ticker | None = None
+
+    def start(self, pull: Callable[[NDArray[np.float32], int], None]) -> None:
+        self._ticker = Ticker(lambda now_ns: pull(self._out, now_ns), asyncio.get_running_loop())
+
+    def stop(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+
+@dataclass(slots=True)
+class Delays:
+    """From a speaker's packet being sent to the first packet of the mix that carries it."""
+
+    sent_ns: dict[tuple[int, int], int] = field(default_factory=dict)
+    delays_ms: list[float] = field(default_factory=list)
+
+    def sent(self, seat: int, packet: UplinkAudio, now_ns: int) -> None:
+        if len(self.sent_ns) >= MAX_SENT:
+            del self.sent_ns[next(iter(self.sent_ns))]
+        capture = packet.timestamp // CAPTURE_UNIT_SAMPLES & 0xFFFF
+        self.sent_ns[seat, capture] = now_ns
+
+    def heard(self, heard: Heard, now_ns: int) -> None:
+        for audible in heard.audio.audible:
+            sent_ns = self.sent_ns.pop((audible.seat, audible.capture), None)
+            if sent_ns is not None:
+                self.delays_ms.append((now_ns - sent_ns) / 1e6)
+
+    def summary(self) -> dict[str, float] | None:
+        if not self.delays_ms:
+            return None
+        p50, p99 = np.percentile(self.delays_ms, [50, 99])
+        return {
+            "mean": float(np.mean(self.delays_ms)),
+            "p50": float(p50),
+            "p99": float(p99),
+            "packets": len(self.delays_ms),
+        }
+
+
+def voice_files(folder: Path) -> list[Path]:
+    """The WAV files of a folder, by name.  Raises AudioError if there is none."""
+    found = sorted(folder.glob("*.wav"))
+    if not found:
+        raise AudioError(f"there is no .wav file in {folder}")
+    return found
+
+
+def _voice(number: int, files: list[Path]) -> AudioInput:
+    if files:
+        return WavInput(files[number % len(files)], loop=True)
+    return _VoiceInput(number)
+
+
+async def run_crowd(
+    link: Link,
+    *,
+    speakers: int,
+    listeners: int,
+    seconds: float,
+    voices: Path | None = None,
+    record: Path | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Fills a space and gives back what the clients saw.
+
+    link: of a space, or of a server: then the first speaker opens a space there.  speakers join
+    with the link's invite (or one of their own making, where they opened the space).
+    report: gets {"event": "joined", "link": …, "speaker_link": …} and then {"event": "progress",
+    …} twice a second.  Raises SpacesError, AudioError.
+    """
+    files = voice_files(voices) if voices is not None else []
+    delays = Delays()
+    async with contextlib.AsyncExitStack() as stack:
+        on_stage, space_link = await _speakers(stack, link, speakers)
+        audience = await _listeners(stack, space_link, listeners)
+        for number, speaker in enumerate(on_stage):
+            seat = speaker.me.seat
+            if not isinstance(seat, int):
+                raise SpacesError("speakers need a link with an invite (&invite=…)")
+            speaker.on_sent = lambda packet, now_ns, seat=seat: delays.sent(seat, packet, now_ns)
+            speaker.on_heard = delays.heard
+            speaker.start_audio(_voice(number, files), _Listen())
+            await asyncio.sleep(BLOCK_MS / 1000 / len(on_stage))  # so that all phases occur
+        for number, listener in enumerate(audience):
+            output: AudioOutput = WavOutput(record) if record and not number else _Listen()
+            listener.on_heard = delays.heard
+            listener.start_audio(None, output)
+        everyone = [*on_stage, *audience]
+        report(await _joined(on_stage, space_link))
+        start = time.monotonic()
+        while (elapsed := time.monotonic() - start) < seconds:
+            await asyncio.sleep(min(REPORT_S, seconds - elapsed))
+            packets = sum(m.client.received.packets for m in everyone)
+            report({"event": "progress", "seconds": elapsed, "packets": packets})
+        for member in everyone:
+            member.stop_audio()
+        return {
+            "event": "summary",
+            "speakers": [_seen(m) for m in on_stage],
+            "listeners": [_seen(m) for m in audience],
+            "server_added_delay_ms": delays.summary(),
+        }
+
+
+async def _speakers(
+    stack: contextlib.AsyncExitStack, link: Link, count: int
+) -> tuple[list[LiveSpace], Link]:
+    if link.space is not None:
+        joined = [
+            await stack.enter_async_context(connect(link, name=f"speaker {n + 1}"))
+            for n in range(count)
+        ]
+        return joined, Link(link.host, link.port, link.key, link.space)
+    opener = await stack.enter_async_context(host(link, title="A crowd", name="speaker 1"))
+    invited = await opener.invite()
+    others = [
+        await stack.enter_async_context(connect(invited, name=f"speaker {n + 2}"))
+        for n in range(count - 1)
+    ]
+    return [opener, *others], opener.link
+
+
+async def _listeners(stack: contextlib.AsyncExitStack, link: Link, count: int) -> list[LiveSpace]:
+    joined: list[LiveSpace] = []
+    for first in range(0, count, JOINS_AT_ONCE):
+        joining = [
+            stack.enter_async_context(connect(link, name=f"listener {n + 1}"))
+            for n in range(first, min(count, first + JOINS_AT_ONCE))
+        ]
+        joined += await asyncio.gather(*joining)
+    return joined
+
+
+async def _joined(on_stage: list[LiveSpace], link: Link) -> dict[str, Any]:
+    event = {"event": "joined", "link": str(link)}
+    if on_stage and on_stage[0].me.role.value == "host":
+        event["speaker_link"] = str(await on_stage[0].invite())
+    return event
+
+
+def _seen(member: LiveSpace) -> dict[str, Any]:
+    """What one client saw: packets of the mix, what the network lost of them, what its playout
+    had to conceal (ms), and the round trip (ms)."""
+    client = member.client
+    stats = client.playout.stats
+    return {
+        "received": client.received.packets,
+        "lost": client.received.lost,
+        "late": stats.late,
+        "concealed_ms": stats.concealed_samples / 48,
+        "rtt_ms": None if client.rtt_ns is None else client.rtt_ns / 1e6,
+    }

@@ -1,0 +1,54 @@
+"""From blocks of samples to audio packets: encoder, talkspurts, silence."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.opus import Encoder
+from protocol.packets import AudioFlag, UplinkAudio
+
+DTX_BYTES = 2  # an Opus packet this short says "nothing new to hear" (RFC 6716, 2.1.9)
+
+
+class Talker:
+    """Makes at most one packet a block; in silence (found by Opus's own DTX) it makes none.
+
+    Every talkspurt begins with the encoder reset and FIRST, and ends with LAST, so that neither
+    end carries state, or concealment, through a silence.
+    """
+
+    def __init__(self, *, bitrate: int = 32_000, complexity: int = 5, timestamp: int = 0) -> None:
+        """bitrate: bit/s; timestamp: of the first sample, at best random (u32)."""
+        self._encoder = Encoder(bitrate=bitrate, complexity=complexity, dtx=True)
+        self._timestamp = timestamp
+        self._talking = False
+
+    def talk(self, block: NDArray[np.float32]) -> UplinkAudio | None:
+        """block (n,): n samples, an Opus frame's length."""
+        if not block.any():
+            return self.pause(len(block))
+        timestamp = self._step(len(block))
+        opus = self._encoder.encode(block)
+        if len(opus) <= DTX_BYTES:
+            if not self._talking:
+                return None
+            self._talking = False
+            return UplinkAudio(timestamp, AudioFlag.LAST, opus)
+        if self._talking:
+            return UplinkAudio(timestamp, 0, opus)
+        self._talking = True
+        self._encoder.reset()
+        return UplinkAudio(timestamp, AudioFlag.FIRST, self._encoder.encode(block))
+
+    def pause(self, samples: int) -> UplinkAudio | None:
+        """A block's time passes and nothing of it is to be sent; -> what ends the talkspurt."""
+        timestamp = self._step(samples)
+        if not self._talking:
+            return None
+        self._talking = False
+        opus = self._encoder.encode(np.zeros(samples, np.float32))
+        return UplinkAudio(timestamp, AudioFlag.LAST, opus)
+
+    def _step(self, samples: int) -> int:
+        timestamp = self._timestamp
+        self._timestamp = (timestamp + samples) & 0xFFFF_FFFF
+        return timestamp

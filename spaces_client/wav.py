@@ -1,0 +1,315 @@
+"""WAV files as a microphone and as speakers, in real time.
+
+A file has no clock of its own, so both run on the event loop's: one block at each absolute
+deadline, 20 ms apart. A file is decoded and resampled a block at a time as it plays (well under a
+millisecond of work), so its length never matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import miniaudio
+import numpy as np
+from numpy.typing import NDArray
+
+from spaces_client.audio import (
+    BLOCK_MS,
+    BLOCK_SAMPLES,
+    SAMPLE_RATE_HZ,
+    AudioError,
+    AudioInput,
+    AudioOutput,
+    Samples,
+)
+
+log = logging.getLogger(__name__)
+
+_MIN_RATE_HZ: Final = 1_000
+_MAX_RATE_HZ: Final = 384_000
+_MAX_BEHIND_S: Final = 0.2
+# The sizes in a RIFF header are 32 bits wide.
+_MAX_WAV_DATA_BYTES: Final = 2**32 - 64
+
+
+class Scheduler(Protocol):
+    """What is needed of an event loop: its clock (the monotonic one, in seconds) and a timer."""
+
+    def time(self) -> float: ...
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> Any:
+        """Call once at the time `when`; the result has a `cancel()`."""
+        ...
+
+
+class Ticker:
+    """Calls `tick(deadline_ns)` each 20 ms at absolute deadlines, so the pace does not drift.
+
+    A little lateness is caught up with at once; after a long halt (a suspended laptop) the missed
+    ticks are skipped, because late audio is of no use.
+    """
+
+    def __init__(self, tick: Callable[[int], None], scheduler: Scheduler) -> None:
+        self._tick = tick
+        self._scheduler = scheduler
+        self._deadline_s = scheduler.time()
+        self._timer: Any = scheduler.call_at(self._deadline_s, self._run)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _run(self) -> None:
+        deadline_s = self._deadline_s
+        now_s = self._scheduler.time()
+        if now_s - deadline_s > _MAX_BEHIND_S:
+            deadline_s = now_s
+        # Set before the tick, so that the tick may cancel it.
+        self._deadline_s = deadline_s + BLOCK_MS / 1000
+        self._timer = self._scheduler.call_at(self._deadline_s, self._run)
+        self._tick(round(deadline_s * 1e9))
+
+
+class Resampler:
+    """Streaming, band-limited conversion of a mono signal from one rate to another.
+
+    A polyphase windowed sinc (Kaiser): output sample n stands at input position n * from / to, and
+    each of the possible fractions has its own row of taps. The stop band, beyond the lower of the
+    two Nyquist frequencies, lies 80 dB or more down; the outermost 9% of the pass band slopes.
+    Source: J. O. Smith, "Digital Audio Resampling", CCRMA.
+    """
+
+    _ZERO_CROSSINGS: Final = 32
+    _WINDOW: Final = np.kaiser(8193, 8.0)[4096:]  # from its middle to its edge
+    _MAX_TABLE_ROWS: Final = 1_000  # 44.1 kHz has 160; an odd rate's taps are worked out as needed
+
+    def __init__(self, from_hz: int, to_hz: int) -> None:
+        common = math.gcd(from_hz, to_hz)
+        self._phases = to_hz // common
+        self._step = from_hz // common
+        # Relative to the input's rate: going down, the sinc widens to the output's Nyquist.
+        self._bandwidth = min(1.0, to_hz / from_hz)
+        self._half = math.ceil(self._ZERO_CROSSINGS / self._bandwidth)
+        self._table: Samples | None = None
+        if self._phases <= self._MAX_TABLE_ROWS:
+            self._table = self._taps(np.arange(self._phases))
+        # A filter's half of silence before the first sample centres it on the first output.
+        self._pending = np.zeros(self._half - 1, np.float32)
+        self._position = 0  # of the next output, in 1/phases of an input sample from _pending[0]
+
+    def _taps(self, phase: NDArray[np.int64]) -> Samples:
+        """One row of taps for each phase: (n,) to (n, 2 * half)."""
+        offset = np.arange(1 - self._half, self._half + 1)  # taps relative to the input's floor
+        distance = phase[:, None] / self._phases - offset
+        # The transition band ends at Nyquist: what is below passes or slopes, nothing folds back.
+        cutoff = self._bandwidth * (1 - 1.45 / self._ZERO_CROSSINGS)
+        taps = np.sinc(cutoff * distance)
+        taps *= np.interp(np.abs(distance) / self._half, np.linspace(0, 1, 4097), self._WINDOW)
+        # Each phase passes a constant unchanged, or the constant would whistle at the phases' rate.
+        taps /= taps.sum(axis=1, keepdims=True)
+        result: Samples = taps.astype(np.float32)
+        return result
+
+    def process(self, samples: Samples) -> Samples:
+        """Take any number of samples (n,); return the output that is complete so far (m,)."""
+        self._pending = np.concatenate((self._pending, samples))
+        width = 2 * self._half
+        last = len(self._pending) - width  # the last position that has all its taps
+        count = max(0, ((last + 1) * self._phases - 1 - self._position) // self._step + 1)
+        if last < 0 or count == 0:
+            return np.zeros(0, np.float32)
+        positions = self._position + np.arange(count) * self._step
+        base, phase = np.divmod(positions, self._phases)
+        windows = np.lib.stride_tricks.sliding_window_view(self._pending, width)
+        taps = self._taps(phase) if self._table is None else self._table[phase]
+        out: Samples = np.einsum("nt,nt->n", windows[base], taps)
+        following = self._position + count * self._step
+        keep = min(following // self._phases, len(self._pending))
+        self._pending = self._pending[keep:]
+        self._position = following - keep * self._phases
+        return out
+
+    def flush(self) -> Samples:
+        """The output that was waiting for more input, as if silence followed."""
+        return self.process(np.zeros(self._half, np.float32))
+
+
+def read_blocks(path: Path, *, loop: bool = False) -> Iterator[Samples]:
+    """Blocks of shape (960,) of a WAV file: mixed to mono, at 48 kHz, the last filled with silence.
+
+    Any PCM width (8, 16, 24, 32 bits, or float), number of channels and rate from 1 to 384 kHz.
+    With `loop` the file follows itself without a seam, for ever. The file is opened at once, not at
+    the first block: raises AudioError when it is missing, unreadable, empty or not a WAV.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        raise AudioError(f"cannot read {path}: {error.strerror}") from error
+    if not head:
+        raise AudioError(f"{path} is empty; choose a WAV file with sound in it")
+    not_wav = AudioError(f"{path} is not a WAV file that can be read; convert it to 16-bit PCM WAV")
+    if head[:4] not in (b"RIFF", b"RIFX", b"RF64"):
+        # The decoder reads other formats as well, but by their extension or by guessing.
+        raise not_wav
+    try:
+        info = miniaudio.wav_get_file_info(str(path))
+    except (miniaudio.MiniaudioError, ValueError, ZeroDivisionError) as error:
+        raise not_wav from error
+    if not _MIN_RATE_HZ <= info.sample_rate <= _MAX_RATE_HZ:
+        raise AudioError(f"{path} has a rate of {info.sample_rate} Hz; convert it to 48000 Hz")
+    if not info.num_frames:
+        raise AudioError(f"{path} has no sound in it; choose another WAV file")
+    return _convert(path, info, loop)
+
+
+def _convert(path: Path, info: miniaudio.SoundFileInfo, loop: bool) -> Iterator[Samples]:
+    rate_hz = info.sample_rate
+    # The decoder maps 0..255 onto -1..1, which makes an 8-bit file's silence, 128, a constant.
+    eight_bits = info.sample_format is miniaudio.SampleFormat.UNSIGNED8
+    resampler = Resampler(rate_hz, SAMPLE_RATE_HZ) if rate_hz != SAMPLE_RATE_HZ else None
+    waiting: Samples = np.zeros(0, np.float32)
+    while True:
+        heard = False
+        for frames in _decode(path, info.nchannels, rate_hz):
+            heard = True
+            mono = frames.mean(axis=1, dtype=np.float32)
+            if eight_bits:
+                mono = (mono * 255 - 1) / 256
+            waiting = np.concatenate((waiting, resampler.process(mono) if resampler else mono))
+            while len(waiting) >= BLOCK_SAMPLES:
+                yield waiting[:BLOCK_SAMPLES].clip(-1, 1)
+                waiting = waiting[BLOCK_SAMPLES:]
+        if not (loop and heard):  # a file that was emptied while it loops must not spin here
+            break
+    if resampler:
+        waiting = np.concatenate((waiting, resampler.flush()))
+    padding = -len(waiting) % BLOCK_SAMPLES
+    waiting = np.concatenate((waiting, np.zeros(padding, np.float32)))
+    for start in range(0, len(waiting), BLOCK_SAMPLES):
+        yield waiting[start : start + BLOCK_SAMPLES].clip(-1, 1)
+
+
+def _decode(path: Path, channels: int, rate_hz: int) -> Iterator[Samples]:
+    """Pieces of about 20 ms, shape (n, channels), at the file's own rate."""
+    try:
+        yield from (
+            # A float file may hold anything; what is no number is silence.
+            np.nan_to_num(
+                np.frombuffer(piece, np.float32).reshape(-1, channels), posinf=1, neginf=-1
+            )
+            for piece in miniaudio.stream_file(
+                str(path),
+                miniaudio.SampleFormat.FLOAT32,
+                nchannels=channels,
+                sample_rate=rate_hz,
+                frames_to_read=max(1, rate_hz * BLOCK_MS // 1000),
+            )
+        )
+    except miniaudio.MiniaudioError as error:
+        log.warning("cannot read on in %s: %s", path, error)
+
+
+class WavInput(AudioInput):
+    """A WAV file spoken into the microphone in real time; see `read_blocks` for what is accepted.
+
+    `scheduler` is the running event loop unless another clock is given. Raises AudioError.
+    """
+
+    def __init__(
+        self, path: str | Path, *, loop: bool = False, scheduler: Scheduler | None = None
+    ) -> None:
+        self._blocks = read_blocks(Path(path), loop=loop)
+        self._scheduler = scheduler
+        self._ticker: Ticker | None = None
+        self._ended = asyncio.Event()
+
+    def start(self, push: Callable[[Samples, int], None]) -> None:
+        def tick(now_ns: int) -> None:
+            block = next(self._blocks, None)
+            if block is None:
+                self.stop()
+            else:
+                push(block, now_ns)
+
+        self._ticker = Ticker(tick, self._scheduler or asyncio.get_running_loop())
+
+    async def finished(self) -> None:
+        await self._ended.wait()
+
+    def stop(self) -> None:
+        if self._ticker:
+            self._ticker.cancel()
+        self._ended.set()
+
+
+class WavOutput(AudioOutput):
+    """What would be heard, written to a 16-bit mono WAV file at 48 kHz in real time.
+
+    The header is brought up to date with every block, so that the file can be played whichever way
+    the program ends. A full disk ends the recording (logged once), not the listening. Raises
+    AudioError when the file cannot be created.
+    """
+
+    def __init__(self, path: str | Path, *, scheduler: Scheduler | None = None) -> None:
+        self._path = Path(path)
+        self._scheduler = scheduler
+        self._ticker: Ticker | None = None
+        try:
+            self._file = self._path.open("wb")
+        except OSError as error:
+            raise AudioError(f"cannot write {path}: {error.strerror}") from error
+        self._wav = wave.open(self._file, "wb")  # noqa: SIM115 - open until stop()
+        self._wav.setnchannels(1)
+        self._wav.setsampwidth(2)
+        self._wav.setframerate(SAMPLE_RATE_HZ)
+        self._writing = True
+        self._write(b"")
+
+    def start(self, pull: Callable[[Samples, int], None]) -> None:
+        block = np.zeros(BLOCK_SAMPLES, np.float32)
+
+        def tick(now_ns: int) -> None:
+            pull(block, now_ns)
+            self._write(to_pcm16(block).tobytes())
+
+        self._ticker = Ticker(tick, self._scheduler or asyncio.get_running_loop())
+
+    def stop(self) -> None:
+        if self._ticker:
+            self._ticker.cancel()
+        self._end_file()
+
+    def _write(self, pcm: bytes) -> None:
+        if not self._writing:
+            return
+        if self._wav.tell() * 2 + len(pcm) > _MAX_WAV_DATA_BYTES:
+            log.warning("%s is as long as a WAV file can be; the recording ends", self._path)
+            self._end_file()
+            return
+        try:
+            self._wav.writeframes(pcm)
+            self._file.flush()
+        except OSError as error:
+            log.warning("cannot write on in %s: %s", self._path, error.strerror)
+            self._end_file()
+
+    def _end_file(self) -> None:
+        self._writing = False
+        for close in (self._wav.close, self._file.close):
+            try:
+                close()
+            except OSError as error:
+                log.warning("cannot complete %s: %s", self._path, error.strerror)
+
+
+def to_pcm16(samples: Samples) -> NDArray[np.int16]:
+    """Float -1..1 to little-endian 16-bit integers, rounded and clipped."""
+    scaled = np.rint(samples * 32768.0)
+    pcm: NDArray[np.int16] = np.clip(scaled, -32768, 32767).astype("<i2")
+    return pcm
