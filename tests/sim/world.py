@@ -1,0 +1,245 @@
+"""The world: one server, its people, a network and a clock that only moves when told to."""
+
+import hashlib
+import heapq
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol import frames
+from protocol.connection import MS
+from protocol.link import Link
+from protocol.noise import public_key
+from spaces_client import client as c
+from spaces_client.client import Client
+from spaces_server.node import Limits, Node
+from tests.sim.network import Network, Path
+
+TICK_NS = 20 * MS
+BLOCK = 960
+SERVER = b"server".ljust(28, b".")
+TONE_LEVEL = 0.2
+SYLLABLE_HZ = 4.0  # tones swell like syllables: a steady one is noise to a voice codec
+
+
+@dataclass(slots=True, eq=False)
+class Person:
+    """A client, what it says (a tone while `talking`) and what it has heard."""
+
+    name: str
+    client: Client
+    address: bytes
+    tone_hz: float
+    phase_ns: int
+    talking: bool = False
+    said: int = 0  # samples
+    heard: list[NDArray[np.float32]] = field(default_factory=list)
+    heard_since_ns: int = 0
+    packets_ns: list[int] = field(default_factory=list)  # when audio packets came
+    events: list[c.ClientEvent] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+    replies: Counter[int] = field(default_factory=Counter)
+
+    def block(self) -> NDArray[np.float32]:
+        at = (self.said + np.arange(BLOCK)) / 48_000
+        self.said += BLOCK
+        if not self.talking:
+            return np.zeros(BLOCK, np.float32)
+        swell = 0.55 - 0.45 * np.cos(2 * np.pi * SYLLABLE_HZ * at)
+        return (TONE_LEVEL * swell * np.sin(2 * np.pi * self.tone_hz * at)).astype(np.float32)
+
+    def reply(self, request_id: int) -> frames.Frame | None:
+        for event in self.events:
+            if isinstance(event, c.Replied) and event.id == request_id:
+                return event.frame
+        return None
+
+    @property
+    def me(self) -> frames.Member:
+        assert self.client.view.me is not None, f"{self.name} is in no space"
+        return self.client.view.me
+
+
+Watch = Callable[["World"], None]
+
+
+class World:
+    """Everything happens in the order of a heap of (time, number); nothing waits or sleeps."""
+
+    def __init__(self, seed: int, path: Path, limits: Limits | None = None) -> None:
+        self.rng = random.Random(seed)
+        self.now_ns = 1_000 * MS
+        self.people: list[Person] = []
+        self.after_tick: list[Watch] = []
+        self.on_send: list[Callable[[bytes, bytes, bytes], None]] = []
+        self.network = Network(self.rng, path, self._deliver_at, SERVER)
+        self.node = Node(
+            self.rng.randbytes(32),
+            entropy=self.rng.randbytes,
+            limits=limits or Limits(complexity=0),
+        )
+        self.link = Link("server", 5004, public_key(self.node.endpoint.private_key))
+        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self._events = 0
+        self._digest = hashlib.sha256()
+        self.ticks = 0
+        self.at(self.now_ns, self._tick)
+
+    @property
+    def digest(self) -> str:
+        """Of every datagram delivered so far, with its time and place."""
+        return self._digest.hexdigest()
+
+    # -- time -------------------------------------------------------------------------------
+
+    def at(self, when_ns: int, what: Callable[[], None]) -> None:
+        self._events += 1
+        heapq.heappush(self._queue, (when_ns, self._events, what))
+
+    def run(self, ms: float) -> None:
+        end_ns = self.now_ns + int(ms * MS)
+        while self._queue[0][0] <= end_ns:
+            self.now_ns, _, what = heapq.heappop(self._queue)
+            what()
+        self.now_ns = end_ns
+
+    def run_until(self, what: Callable[[], bool], ms: float = 10_000) -> None:
+        end_ns = self.now_ns + int(ms * MS)
+        while not what():
+            assert self.now_ns < end_ns, "this did not happen in time"
+            self.run(20)
+
+    # -- network ----------------------------------------------------------------------------
+
+    def send(self, source: bytes, destination: bytes, data: bytes) -> None:
+        for watch in self.on_send:
+            watch(source, destination, data)
+        self.network.send(self.now_ns, source, destination, data)
+
+    def _deliver_at(self, at_ns: int, source: bytes, destination: bytes, data: bytes) -> None:
+        self.at(at_ns, lambda: self._deliver(source, destination, data))
+
+    def _deliver(self, source: bytes, destination: bytes, data: bytes) -> None:
+        self._digest.update(b"%d" % self.now_ns + source + destination + data)
+        if destination == SERVER:
+            self.node.receive_datagram(data, source, self.now_ns)
+            self._drain()
+            return
+        person = next(p for p in self.people if p.address == destination)
+        self._take(person, person.client.receive(data, self.now_ns))
+        self._transmit(person)
+
+    # -- server -----------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self.ticks += 1
+        batch = self.node.tick(self.ticks * BLOCK, self.now_ns)
+        if batch is not None:
+            for row, length, address in zip(
+                batch.arena, batch.lengths, batch.addresses, strict=True
+            ):
+                self.send(SERVER, address.tobytes(), row[:length].tobytes())
+        self._drain()
+        for watch in self.after_tick:
+            watch(self)
+        self.at(self.now_ns + TICK_NS, self._tick)
+
+    def _drain(self) -> None:
+        for data, address in self.node.drain(self.now_ns):
+            self.send(SERVER, address, data)
+
+    # -- people -----------------------------------------------------------------------------
+
+    def person(self, tone_hz: float = 0.0, key: bytes | None = None) -> Person:
+        number = len(self.people)
+        person = Person(
+            f"person {number}",
+            Client(
+                self.link,
+                key or self.rng.randbytes(32),
+                entropy=self.rng.randbytes,
+                now_ns=self.now_ns,
+                address=SERVER,
+                complexity=0,
+            ),
+            f"client {number}".encode().ljust(28, b"."),
+            tone_hz,
+            phase_ns=self.rng.randrange(TICK_NS),
+        )
+        self.people.append(person)
+        self._transmit(person)
+        self.at(self.now_ns + person.phase_ns, lambda: self._beat(person))
+        return person
+
+    def ask(self, person: Person, kind: type[frames.Request], **fields: object) -> int:
+        request_id = person.client.request(kind, **fields)
+        person.asked.append(request_id)
+        self._transmit(person)
+        return request_id
+
+    def answer(self, person: Person, kind: type[frames.Request], **fields: object) -> frames.Frame:
+        """Asks, and lets the world go on until the reply is there."""
+        request_id = self.ask(person, kind, **fields)
+        self.run_until(lambda: person.reply(request_id) is not None)
+        reply = person.reply(request_id)
+        assert reply is not None
+        return reply
+
+    def _beat(self, person: Person) -> None:
+        """20 ms of one person's time: speak, listen, timers."""
+        client = person.client
+        if client.phase is c.Phase.CONNECTED:
+            client.talk(person.block())
+        out = np.empty(BLOCK, np.float32)
+        if not person.heard:
+            person.heard_since_ns = self.now_ns
+        client.play(out, self.now_ns)
+        person.heard.append(out)
+        if self.now_ns >= client.deadline_ns:
+            self._take(person, client.tick(self.now_ns))
+        self._transmit(person)
+        if not client.finished(self.now_ns):
+            self.at(self.now_ns + TICK_NS, lambda: self._beat(person))
+
+    def _take(self, person: Person, events: list[c.ClientEvent]) -> None:
+        for event in events:
+            if isinstance(event, c.Heard):
+                person.packets_ns.append(self.now_ns)
+                continue
+            person.events.append(event)
+            if isinstance(event, c.Replied):
+                person.replies[event.id] += 1
+
+    def _transmit(self, person: Person) -> None:
+        for data in person.client.transmit(self.now_ns):
+            self.send(person.address, SERVER, data)
+
+    # -- a space, quickly ---------------------------------------------------------------------
+
+    def connected(self, count: int, tones: list[float]) -> list[Person]:
+        """That many people with a session; the first have tones to speak with."""
+        people = [self.person(tones[i] if i < len(tones) else 0.0) for i in range(count)]
+        self.run_until(lambda: all(p.client.phase is c.Phase.CONNECTED for p in people))
+        return people
+
+    def gathered(self, tones: list[float], listeners: int) -> list[Person]:
+        """A space with a speaker for every tone (the first is the host), and listeners."""
+        people = self.connected(len(tones) + listeners, tones)
+        host = people[0]
+        opened = self.answer(host, frames.Open, title="sim", name=host.name)
+        assert isinstance(opened, frames.Joined), opened
+        invited = self.answer(host, frames.Invite)
+        assert isinstance(invited, frames.Invited), invited
+        asked = [
+            self.ask(p, frames.Join, space=opened.space, name=p.name, invite=invited.invite)
+            for p in people[1 : len(tones)]
+        ]
+        asked += [
+            self.ask(p, frames.Join, space=opened.space, name=p.name) for p in people[len(tones) :]
+        ]
+        self.run_until(lambda: all(p.reply(i) for p, i in zip(people[1:], asked, strict=True)))
+        return people
