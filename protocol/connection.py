@@ -16,6 +16,7 @@ window, *then* the address.  A newer packet from another address moves the sessi
 came from it: whoever repeats a stolen packet under somebody else's address floods nobody.
 """
 
+import math
 import struct
 from collections import Counter, deque
 from collections.abc import Callable
@@ -36,7 +37,9 @@ from protocol.sealing import Opener, Sealer, SessionKeys
 MS = 1_000_000  # nanoseconds
 KEEPALIVE_NS = 5_000 * MS  # NAT bindings for UDP live 30 s or longer (RFC 4787, REQ-5)
 IDLE_TIMEOUT_NS = 30_000 * MS
+KEEPALIVE_BYTES = 256  # a ping from an address not yet proven pays for the way back
 CHALLENGE_REPEAT_NS = 200 * MS
+CHALLENGE_BYTES = 64  # at least the size of a datagram with a PING and a PONG
 CLOSE_REPEAT_NS = 200 * MS
 CLOSE_REPEATS = 3
 DRAIN_NS = 3_000 * MS  # a closed session still answers the peer's CLOSE for this long
@@ -67,7 +70,7 @@ class CloseCode(IntEnum):
     TOO_SLOW = 3  # the peer does not take what it is sent
     TIMEOUT = 4  # nothing was heard for 30 s (never on the wire)
     REPLACED = 5  # the same person joined again from elsewhere
-    UNREACHABLE = 6  # a message was repeated ten times without an answer (never on the wire)
+    UNREACHABLE = 6  # fifteen timeouts in a row without an acknowledgement (never on the wire)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +152,9 @@ class Connection:
         self._heard_ns = now_ns
         self._pinged_ns = now_ns
         self._ping_token = b""  # of the ping that is out; empty: none
+        self._token_made_ns = now_ns
         self._ping_due = False
-        self._ping_padded = False
+        self._ping_pad_bytes = 0
         self._pongs: deque[bytes] = deque(maxlen=MAX_QUEUED_PONGS)
         self._close_body = b""
         self._closed_by_peer = False
@@ -192,20 +196,21 @@ class Connection:
             if counter > newest:
                 self.address = address
                 self.credit_bytes = len(datagram)
+                self._ping_token = b""  # an answer to it would prove the old address
                 self.ping(now_ns)
                 events.append(Roamed())
         elif self.credit_bytes is not None:
             self.credit_bytes += len(datagram)
-            if now_ns - self._pinged_ns >= CHALLENGE_REPEAT_NS:
-                self.ping(now_ns)
         if kind != Kind.CONTROL:
-            events.append(Media(kind, counter, plaintext))
+            if self.state is State.OPEN:
+                events.append(Media(kind, counter, plaintext))
             return events
         try:
             self._receive_chunks(plaintext, address, now_ns, events)
         except (ChannelError, struct.error) as error:
-            self.close(CloseCode.PROTOCOL, str(error), now_ns)
-            events.append(Closed(CloseCode.PROTOCOL, str(error), by_peer=False))
+            if self.state is State.OPEN:
+                self.close(CloseCode.PROTOCOL, str(error), now_ns)
+                events.append(Closed(CloseCode.PROTOCOL, str(error), by_peer=False))
         return events
 
     def _receive_chunks(
@@ -219,6 +224,8 @@ class Connection:
                 raise ChannelError("a chunk is cut short")
             body = plaintext[at : at + length]
             at += length
+            if self.state is not State.OPEN and kind != Chunk.CLOSE:
+                continue
             if kind == Chunk.DATA:
                 events += [Message(m) for m in self._channel.receive_data(body, now_ns)]
             elif kind == Chunk.ACK:
@@ -231,9 +238,12 @@ class Connection:
                 token, status = _PONG.unpack(body)
                 if token == self._ping_token:
                     self._ping_token = b""
+                    self._ping_due = False  # the same question was about to be asked again
                     if address == self.address:
                         self.credit_bytes = None
-                    events.append(Pong(now_ns - self._pinged_ns, status))
+                    rtt_ns = now_ns - self._token_made_ns
+                    self._channel.observe_rtt(rtt_ns)
+                    events.append(Pong(rtt_ns, status))
             elif kind == Chunk.CLOSE:
                 (code,) = _CODE.unpack_from(body)
                 if self.state is State.OPEN:
@@ -251,6 +261,10 @@ class Connection:
         if self.state is State.OPEN:
             self._channel.send(message)
 
+    def observe_rtt(self, rtt_ns: int) -> None:
+        """A round trip seen before there was a session: the handshake's."""
+        self._channel.observe_rtt(rtt_ns)
+
     def send_media(self, kind: int, plaintext: bytes) -> bytes:
         """-> a sealed AUDIO or FEED datagram, for `address`."""
         return self.media_sealer.seal(kind, plaintext)
@@ -258,13 +272,17 @@ class Connection:
     def can_send(self, size_bytes: int) -> bool:
         return self.state is State.OPEN and self._channel.can_send(size_bytes)
 
-    def ping(self, now_ns: int, *, padded: bool = False) -> None:
-        """Asks for a PONG.  padded: fill the datagram up, which lets the server answer from the
-        first packet on with audio, if this one comes from a new address."""
-        self._ping_token = self._entropy(TOKEN_BYTES)
+    def ping(self, now_ns: int, *, pad_bytes: int = 0) -> None:
+        """Asks for a PONG.  pad_bytes: fill the datagram up to this size; what comes from a new
+        address is what the server may send there until it is proven."""
+        # While an address is to be proven, the same token goes out again: a new one would turn the
+        # PONG that is on its way into an answer to nothing, for ever if the path is slow.
+        if self.credit_bytes is None or not self._ping_token:
+            self._ping_token = self._entropy(TOKEN_BYTES)
+            self._token_made_ns = now_ns
         self._pinged_ns = now_ns
         self._ping_due = True
-        self._ping_padded = padded
+        self._ping_pad_bytes = pad_bytes
 
     def close(self, code: int, text: str, now_ns: int) -> None:
         """Tells the peer, a few times, and takes nothing more from it."""
@@ -304,9 +322,16 @@ class Connection:
             return self._lost(CloseCode.TIMEOUT, "nothing was heard for 30 s", now_ns)
         if self._channel.failed:
             return self._lost(CloseCode.UNREACHABLE, "messages are not acknowledged", now_ns)
-        if self._keep_alive and now_ns - self._pinged_ns >= KEEPALIVE_NS:
-            self.ping(now_ns)
+        if now_ns >= self._ping_again_ns:
+            self.ping(now_ns, pad_bytes=KEEPALIVE_BYTES if self._keep_alive else 0)
         return []
+
+    @property
+    def _ping_again_ns(self) -> int | float:
+        """When the next ping is due: soon if an address is to be proven, else to keep alive."""
+        if self.credit_bytes is not None and self.credit_bytes >= CHALLENGE_BYTES:
+            return self._pinged_ns + CHALLENGE_REPEAT_NS
+        return self._pinged_ns + KEEPALIVE_NS if self._keep_alive else math.inf
 
     def _lost(self, code: CloseCode, text: str, now_ns: int) -> list[Event]:
         self._finish(now_ns)
@@ -319,17 +344,16 @@ class Connection:
             if self._closes_left and now_ns >= self._close_next_ns:
                 self._closes_left -= 1
                 self._close_next_ns = now_ns + CLOSE_REPEAT_NS
-                datagrams.append(self._control([(Chunk.CLOSE, self._close_body)]))
+                close = self._control([(Chunk.CLOSE, self._close_body)])
+                if self.spend(len(close)):
+                    datagrams.append(close)
             if self.state is State.CLOSING and not self._closes_left:
                 self._finish(now_ns)
             return datagrams
         while self._has_output(now_ns):
-            if self.credit_bytes is not None and self.credit_bytes < MAX_PLAINTEXT_BYTES:
-                if not (self._ping_due or self._pongs):
-                    break
-                room = self.credit_bytes - HEADER_BYTES - TAG_BYTES
-            else:
-                room = MAX_PLAINTEXT_BYTES
+            room = MAX_PLAINTEXT_BYTES
+            if self.credit_bytes is not None:
+                room = min(room, self.credit_bytes - HEADER_BYTES - TAG_BYTES)
             chunks = self._gather(now_ns, room)
             if not chunks:
                 break
@@ -353,20 +377,22 @@ class Connection:
             chunks.append((kind, body))
             room -= _CHUNK.size + len(body)
 
-        if self._ping_due and fits(TOKEN_BYTES):
+        whole = room
+        pings = self._ping_due and fits(TOKEN_BYTES)
+        if pings:
             self._ping_due = False
             add(Chunk.PING, self._ping_token)
         while self._pongs and fits(_PONG.size):
             add(Chunk.PONG, _PONG.pack(self._pongs.popleft(), self.status() & 0xFFFFFFFF))
-        if self.credit_bytes is None or room > MAX_PLAINTEXT_BYTES // 2:
+        if whole == MAX_PLAINTEXT_BYTES:  # not while an address that is to be proven holds it up
             ack = self._channel.poll_ack(now_ns)
             if ack is not None:
                 add(Chunk.ACK, ack)
             while (body := self._channel.poll_data(now_ns, room - _CHUNK.size)) is not None:
                 add(Chunk.DATA, body)
-        if self._ping_padded and chunks and room > _CHUNK.size:
-            add(Chunk.PAD, bytes(room - _CHUNK.size))
-            self._ping_padded = False
+        missing = self._ping_pad_bytes - HEADER_BYTES - TAG_BYTES - (whole - room) - _CHUNK.size
+        if pings and 0 < missing <= room - _CHUNK.size:
+            add(Chunk.PAD, bytes(missing))
         return chunks
 
     def _control(self, chunks: list[tuple[int, bytes]]) -> bytes:
@@ -379,16 +405,12 @@ class Connection:
     def deadline_ns(self) -> int:
         """When `tick` and `transmit` are due if nothing happens before."""
         if self.state is State.CLOSED:
-            return (
-                min(self._drained_ns, self._close_next_ns)
-                if self._closes_left
-                else (self._drained_ns)
-            )
+            return self._close_next_ns if self._closes_left else self._drained_ns
         if self.state is State.CLOSING:
             return self._close_next_ns
-        deadline = self._heard_ns + IDLE_TIMEOUT_NS
-        if self._keep_alive:
-            deadline = min(deadline, self._pinged_ns + KEEPALIVE_NS)
+        if self._channel.failed:
+            return self._heard_ns  # at once
+        deadline = int(min(self._heard_ns + IDLE_TIMEOUT_NS, self._ping_again_ns))
         channel_ns = self._channel.deadline_ns()
         return deadline if channel_ns is None else min(deadline, channel_ns)
 

@@ -19,14 +19,15 @@ MAX_FRAME_BYTES = 32_768
 MAX_NAME_CHARS = 40
 MAX_TITLE_CHARS = 100
 MAX_PAGE = 100
-MAX_FEED_CATCH_UP = 256
+MAX_FEED_CATCH_UP = 128  # of the longest updates, that many still fit into one frame
 
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 Seat = Annotated[int, Meta(ge=0, le=255)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
 Title = Annotated[str, Meta(min_length=1, max_length=MAX_TITLE_CHARS)]
-SpaceId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,32}$")]
-Token = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
+# \Z: a $ would let a newline through behind them.
+SpaceId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}\Z")]
+Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 
 
 class ErrorCode(StrEnum):
@@ -42,6 +43,7 @@ class ErrorCode(StrEnum):
     STAGE_FULL = "stage_full"
     SPACE_FULL = "space_full"
     SERVER_FULL = "server_full"
+    HANDS_FULL = "hands_full"
     NO_HAND = "no_hand"
     BAD_INVITE = "bad_invite"
     BAD_TEXT = "bad_text"
@@ -59,9 +61,10 @@ ERROR_TEXTS: dict[ErrorCode, str] = {
     ErrorCode.STAGE_FULL: "the stage is full; somebody must be taken down first",
     ErrorCode.SPACE_FULL: "the space is full",
     ErrorCode.SERVER_FULL: "the server has as many spaces as it takes",
+    ErrorCode.HANDS_FULL: "as many hands are raised as the space takes; try again later",
     ErrorCode.NO_HAND: "this listener has not raised a hand",
     ErrorCode.BAD_INVITE: "the invite is not valid in this space",
-    ErrorCode.BAD_TEXT: "names and titles cannot contain control characters",
+    ErrorCode.BAD_TEXT: "names and titles must be short and free of control characters",
     ErrorCode.TOO_OLD: "these updates are gone; take a new snapshot",
 }
 
@@ -293,8 +296,9 @@ class ListenersUpdate(Update, frozen=True, kw_only=True, tag="listeners"):
 
 
 class FeedBatch(msgspec.Struct, frozen=True, kw_only=True):
-    """The plaintext of a FEED datagram: updates numbered `first`, `first` + 1, …"""
+    """The plaintext of a FEED datagram: updates of a space numbered `first`, `first` + 1, …"""
 
+    space: SpaceId
     first: U32
     updates: list[dict[str, Any]]
 
@@ -377,8 +381,10 @@ def encode_update(update: Update) -> dict[str, Any]:
 
 
 def decode_update(value: dict[str, Any]) -> Update | None:
-    """None if this client does not know the update: it is skipped, its number counts."""
-    known = _UPDATE_BY_TAG.get(value.get("type", ""))
+    """None if this client does not know the update: it is skipped, its number counts.
+    Raises FrameError if it knows the type but cannot read the fields."""
+    kind = value.get("type")
+    known = _UPDATE_BY_TAG.get(kind) if isinstance(kind, str) else None
     return None if known is None else _convert(value, known, 0)
 
 

@@ -52,12 +52,16 @@ class Action(Enum):
 
 
 class Operation(NamedTuple):
-    """What the decoder is to do for `samples` samples, starting at `timestamp` (unwrapped)."""
+    """What the decoder is to do for `samples` samples, starting at `timestamp` (unwrapped).
+
+    first: a talkspurt begins, whose encoder was reset, so the decoder is to be reset before.
+    """
 
     action: Action
     samples: int
     payload: bytes | None
     timestamp: int
+    first: bool = False
 
 
 class Verdict(Enum):
@@ -303,7 +307,8 @@ class JitterBuffer:
             return self._silence(needed_samples)
         self._playing = True
         self.stats.talkspurts += 1
-        return self._play(now_ns, needed_samples)
+        # Even if its first packet was lost: what the decoder remembers is of no use to it.
+        return self._play(now_ns, needed_samples)._replace(first=True)
 
     def _stop(self) -> None:
         self._playing = False
@@ -332,7 +337,9 @@ class JitterBuffer:
         self._concealed_run_samples = 0
         if packet.last:
             self._stop()
-        return Operation(Action.DECODE, packet.samples, packet.payload, packet.timestamp)
+        return Operation(
+            Action.DECODE, packet.samples, packet.payload, packet.timestamp, packet.first
+        )
 
     def _wait(self, needed_samples: int) -> Operation:
         """Nothing is there: conceal, but leave the cursor, so that what comes late still plays."""

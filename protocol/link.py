@@ -62,6 +62,8 @@ class Link:
             raise LinkError("a link starts with spaces:// (copy it whole, key included)")
         if not parts.hostname:
             raise LinkError("the link names no host")
+        if port == 0:
+            raise LinkError("the link has port 0, which is none")
         query = parse_qs(parts.query)
         if "key" not in query:
             raise LinkError("the link has no key=…; copy it whole (quote it in the shell)")

@@ -107,7 +107,9 @@ class Hello:
         """Raises MalformedPacketError unless `data` has exactly HELLO_BYTES."""
         if len(data) != HELLO_BYTES:
             raise MalformedPacketError(f"HELLO of {len(data)} bytes")
-        _, version, _, index, key_id, cookie = _HELLO.unpack_from(data)
+        _, version, reserved, index, key_id, cookie = _HELLO.unpack_from(data)
+        if version == VERSION and reserved:  # another version may use them; it is refused as such
+            raise MalformedPacketError("HELLO with reserved bits set")
         return cls(version, index, key_id, cookie, data[_HELLO.size :])
 
 
@@ -127,7 +129,9 @@ class Welcome:
     def unpack(cls, data: bytes) -> "Welcome":
         if not _WELCOME.size < len(data) <= HELLO_BYTES:
             raise MalformedPacketError(f"WELCOME of {len(data)} bytes")
-        _, _, _, client_index, server_index = _WELCOME.unpack_from(data)
+        _, version, reserved, client_index, server_index = _WELCOME.unpack_from(data)
+        if version != VERSION or reserved:
+            raise MalformedPacketError("WELCOME of another version")
         return cls(client_index, server_index, data[_WELCOME.size :])
 
 
@@ -166,8 +170,8 @@ def pack_header(kind: int, counter: int, index: int) -> bytes:
 
 
 def unpack_header(data: bytes) -> tuple[int, int, int]:
-    """-> (kind, counter, receiver's index); `data` may be longer than the header."""
-    if len(data) < HEADER_BYTES + TAG_BYTES:
+    """-> (kind, counter, receiver's index) of a whole sealed datagram."""
+    if not HEADER_BYTES + TAG_BYTES <= len(data) <= MAX_DATAGRAM_BYTES:
         raise MalformedPacketError(f"sealed datagram of {len(data)} bytes")
     word, index = _SEALED.unpack_from(data)
     return word >> 56, word & (COUNTER_LIMIT - 1), index

@@ -100,6 +100,8 @@ class Playout:
         samples = operation.samples
         pcm = self._pcm[:samples]
         decoder = self._decoder
+        if operation.first:
+            decoder.reset()
         try:
             if operation.action is Action.DECODE and operation.payload is not None:
                 decoder.decode(operation.payload, pcm)
@@ -112,9 +114,15 @@ class Playout:
             decoder.conceal(pcm)
         self._start, self._end = 0, samples
         self._left_timestamp = operation.timestamp
-        if self._silent and np.abs(pcm[0]).max() > STEP_LEVEL:
-            pcm[:FADE_SAMPLES] *= self._fade_in
+        if operation.first or self._silent:
+            self._join(pcm)
         self._silent = False
+
+    def _join(self, pcm: Samples) -> None:
+        """Fade from what went out last to a beginning that does not continue it, if that steps."""
+        if np.abs(pcm[0] - self._final).max() > STEP_LEVEL:
+            pcm[:FADE_SAMPLES] *= self._fade_in
+            pcm[:FADE_SAMPLES] += self._fade_out * self._final
 
     def _ring_out(self) -> bool:
         """Where the signal stops at a height, put a short slope down from it into an empty _pcm."""

@@ -26,7 +26,7 @@ MAX_QUEUED_BYTES = 262_144  # of messages sent by us and not acknowledged yet
 MAX_QUEUED_MESSAGES = 1_024  # or else empty messages would be a queue without limit
 RECEIVE_WINDOW_SEGMENTS = 64
 MAX_ACK_RANGES = 16
-MAX_ATTEMPTS = 10
+MAX_ATTEMPTS = 15  # longer than the idle timeout, which should speak first
 
 INITIAL_CONGESTION_SEGMENTS = 10
 MIN_CONGESTION_SEGMENTS = 2
@@ -35,7 +35,7 @@ FAST_RETRANSMIT_SEGMENTS = 3
 
 INITIAL_RTO_NS = 1_000_000_000
 MIN_RTO_NS = 200_000_000
-MAX_RTO_NS = 10_000_000_000
+MAX_RTO_NS = 3_000_000_000  # people wait for these messages
 ACK_DELAY_NS = 20_000_000
 ACK_EVERY_SEGMENTS = 2
 
@@ -121,8 +121,8 @@ class ReliableChannel:
     """Ordered, exactly-once messages in both directions over datagrams that get lost.
 
     `first_seq` is the first sequence number in both directions: both ends have to use the same.
-    Once `failed` (a segment was transmitted MAX_ATTEMPTS times without an answer) the channel
-    sends nothing more.
+    Once `failed` (MAX_ATTEMPTS transmissions timed out in a row, and nothing new was acknowledged
+    meanwhile) the channel sends nothing more.
     """
 
     # Ten thousand of these wait in a server, nearly all of them idle. That is why the queues are
@@ -143,6 +143,7 @@ class ReliableChannel:
         "_retransmit_at_ns",
         "_rtt",
         "_send_first",
+        "_timeouts_in_a_row",
         "_unacknowledged_segments",
         "failed",
         "stats",
@@ -162,6 +163,7 @@ class ReliableChannel:
         self._congestion_segments = INITIAL_CONGESTION_SEGMENTS
         self._recovery_segments = 0  # how many of the flight were out at the last slow-down
         self._retransmit_at_ns: int | None = None
+        self._timeouts_in_a_row = 0  # since anything new was acknowledged
         self._rtt = RttEstimator()
         # Receiving
         self._receive_next = first_seq
@@ -185,6 +187,11 @@ class ReliableChannel:
         return self._rtt.rto_ns
 
     # --- what to do, and when ---
+
+    def observe_rtt(self, rtt_ns: int) -> None:
+        """A round trip measured by other means (a ping), which saves a young channel from waiting
+        out the initial RTO."""
+        self._rtt.sample(rtt_ns)
 
     def has_output(self, now_ns: int) -> bool:
         """Whether a datagram should be built now."""
@@ -305,6 +312,7 @@ class ReliableChannel:
         elif advance:
             self._retransmit_at_ns = now_ns + self._rtt.rto_ns
         if fresh:
+            self._timeouts_in_a_row = 0
             self._detect_losses()
 
     def _may_transmit(self) -> bool:
@@ -356,10 +364,13 @@ class ReliableChannel:
         self._rtt.back_off()
         self._slow_down()
         self.stats.timeouts += 1
+        # Not counted by the segment: of hundreds sent on a bad path one is unlucky ten times,
+        # while the path works.
+        self._timeouts_in_a_row += 1
+        self.failed = self._timeouts_in_a_row >= MAX_ATTEMPTS
         for segment in self._flight:
             if not segment.sacked:
                 segment.lost = True
-                self.failed = self.failed or segment.attempts >= MAX_ATTEMPTS
 
     def _slow_down(self) -> None:
         self._congestion_segments = max(self._congestion_segments // 2, MIN_CONGESTION_SEGMENTS)

@@ -19,17 +19,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from protocol.packets import COUNTER_LIMIT, HEADER_BYTES, TAG_BYTES, pack_header
-from protocol.replay import ReplayWindow
+from protocol.packets import HEADER_BYTES, TAG_BYTES, pack_header
+from protocol.replay import COUNTER_LIMIT, ReplayWindow
 
 EPOCH_BITS = 20
 EPOCH_PACKETS = 1 << EPOCH_BITS
 _KEY_BYTES = 16
-_LAST_COUNTER = COUNTER_LIMIT - 1
 
 
 class SealingExhaustedError(Exception):
-    """The 2**56 counters of a session are used up; a new handshake is needed."""
+    """The counters of a session are used up; a new handshake is needed."""
 
 
 def _expand(secret: bytes, label: str, length_bytes: int) -> bytes:
@@ -73,7 +72,7 @@ class Sealer:
     def seal(self, kind: int, plaintext: bytes) -> bytes:
         """-> the whole datagram.  Raises SealingExhaustedError at the end of the counters."""
         counter = self.counter
-        if counter >= _LAST_COUNTER:
+        if counter >= COUNTER_LIMIT:  # no receiver would take it
             raise SealingExhaustedError("no counter is left in this session")
         if counter and counter % EPOCH_PACKETS == 0:
             self.renew()

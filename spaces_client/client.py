@@ -24,6 +24,7 @@ from protocol.link import Link
 from protocol.noise import Handshake, NoiseError
 from protocol.packets import (
     HELLO_PAYLOAD_BYTES,
+    MAX_DATAGRAM_BYTES,
     NO_COOKIE,
     VERSION,
     AudioFlag,
@@ -46,9 +47,11 @@ from spaces_client.talker import Talker
 from spaces_client.view import SpaceView
 
 CONNECT_TIMEOUT_NS = 5_000 * MS
-HELLO_REPEAT_NS = 250 * MS  # doubled each time
+HELLO_REPEAT_NS = 250 * MS  # doubled once: a lossy path needs several
+MAX_HELLO_REPEAT_NS = 500 * MS
 GAP_NS = 50 * MS  # a talkspurt without a packet for this long: has our address changed?
-PROBES = 4
+PROBES = 8
+MAX_PROBE_REPEAT_NS = 400 * MS
 ASK_AGAIN_NS = 1_000 * MS  # between two requests for missing updates
 
 REFUSALS = {
@@ -186,6 +189,7 @@ class Client:
         noise = self._handshake.write(greeting)
         self._hello = Hello(VERSION, self._index, empty.key_id, cookie, noise)
         self._outbox.append(self._hello.pack())
+        self._greeted_ns = now_ns
         self._repeat_ns = HELLO_REPEAT_NS
         self._hello_due_ns = now_ns + self._repeat_ns
 
@@ -226,6 +230,7 @@ class Client:
             entropy=self._entropy,
             keep_alive=True,
         )
+        self._connection.observe_rtt(now_ns - self._greeted_ns)
         self._connection.ping(now_ns)  # what proves our address to the server
         self.phase = Phase.CONNECTED
         return [Connected()]
@@ -268,6 +273,8 @@ class Client:
         try:
             if media.kind == Kind.FEED:
                 batch = frames.decode_feed(media.plaintext)
+                if batch.space != self.view.id:
+                    return []  # of a space that was left
                 changed = self.view.apply(batch.first, batch.updates)
                 return [Changed()] if changed else []
             audio = DownlinkAudio.unpack(media.plaintext)
@@ -292,7 +299,8 @@ class Client:
             case frames.State(you=you, snapshot=snapshot):
                 self.view.take(you, snapshot)
             case frames.Updates(first=first, updates=updates):
-                self.view.apply(first, updates)
+                if self.view.apply(first, updates):
+                    self._asked_ns -= ASK_AGAIN_NS  # if there is more, it may be asked for at once
             case frames.You(you=you):
                 self.view.me = you
                 return [Changed()]
@@ -305,6 +313,8 @@ class Client:
             return [Replied(frame.re, frame)]
         self._own_requests.discard(frame.re)
         if isinstance(frame, frames.Error):
+            if frame.code != frames.ErrorCode.TOO_OLD:
+                return []  # the space is gone: asking again would go on for ever
             self._own_requests.add(self.request(frames.Look))
             return []
         return [Changed()]
@@ -354,7 +364,7 @@ class Client:
     def address_changed(self, now_ns: int) -> None:
         """Our own address is another one now: tells the server at once."""
         if self._connection is not None:
-            self._connection.ping(now_ns, padded=True)
+            self._connection.ping(now_ns, pad_bytes=MAX_DATAGRAM_BYTES)
 
     # -- time -------------------------------------------------------------------------------
 
@@ -368,7 +378,7 @@ class Client:
                 return self._closed(f"no answer from {host}; is it running and reachable?", 0)
             if now_ns >= self._hello_due_ns:
                 self._outbox.append(self._hello.pack())
-                self._repeat_ns *= 2
+                self._repeat_ns = min(2 * self._repeat_ns, MAX_HELLO_REPEAT_NS)
                 self._hello_due_ns = now_ns + self._repeat_ns
             return []
         events: list[ClientEvent] = []
@@ -385,8 +395,9 @@ class Client:
         address, the server learns it from any packet of ours; padded, it may answer at once."""
         assert self._connection is not None
         self._probes += 1
-        self._connection.ping(now_ns, padded=True)
-        self._gap_ns = now_ns + (GAP_NS << self._probes) if self._probes < PROBES else None
+        self._connection.ping(now_ns, pad_bytes=MAX_DATAGRAM_BYTES)
+        repeat_ns = min(GAP_NS << self._probes, MAX_PROBE_REPEAT_NS)
+        self._gap_ns = now_ns + repeat_ns if self._probes < PROBES else None
 
     def transmit(self, now_ns: int) -> list[bytes]:
         """-> the datagrams that are to be sent to the server."""

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from protocol.opus import Encoder
 from protocol.packets import AudioFlag, UplinkAudio
 
+REFRESH_SAMPLES = 19_200  # libopus: MAX_CONSECUTIVE_DTX, 20 frames of 20 ms
 DTX_BYTES = 2  # an Opus packet this short says "nothing new to hear" (RFC 6716, 2.1.9)
 
 
@@ -13,7 +14,8 @@ class Talker:
     """Makes at most one packet a block; in silence (found by Opus's own DTX) it makes none.
 
     Every talkspurt begins with the encoder reset and FIRST, and ends with LAST, so that neither
-    end carries state, or concealment, through a silence.
+    end carries state, or concealment, through a silence.  Opus refreshes the other end's comfort
+    noise every 400 ms of silence; that one packet begins no talkspurt and is not sent.
     """
 
     def __init__(self, *, bitrate: int = 32_000, complexity: int = 5, timestamp: int = 0) -> None:
@@ -21,6 +23,7 @@ class Talker:
         self._encoder = Encoder(bitrate=bitrate, complexity=complexity, dtx=True)
         self._timestamp = timestamp
         self._talking = False
+        self._quiet_samples = 0  # since DTX began, or the last refresh
 
     def talk(self, block: NDArray[np.float32]) -> UplinkAudio | None:
         """block (n,): n samples, an Opus frame's length."""
@@ -28,13 +31,18 @@ class Talker:
             return self.pause(len(block))
         timestamp = self._step(len(block))
         opus = self._encoder.encode(block)
+        quiet_samples = self._quiet_samples
+        self._quiet_samples = 0
         if len(opus) <= DTX_BYTES:
+            self._quiet_samples = quiet_samples + len(block)
             if not self._talking:
                 return None
             self._talking = False
             return UplinkAudio(timestamp, AudioFlag.LAST, opus)
         if self._talking:
             return UplinkAudio(timestamp, 0, opus)
+        if quiet_samples >= REFRESH_SAMPLES:
+            return None
         self._talking = True
         self._encoder.reset()
         return UplinkAudio(timestamp, AudioFlag.FIRST, self._encoder.encode(block))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from protocol.frames import (
+    FrameError,
     GoneUpdate,
     ListenersUpdate,
     Member,
@@ -35,7 +36,7 @@ class SpaceView:
         self.members = {m.id: m for m in snapshot.members}
         self.listeners = snapshot.listeners
         self.number = snapshot.number
-        self.newest = max(self.newest, snapshot.number)
+        self.newest = snapshot.number
 
     @property
     def behind(self) -> bool:
@@ -53,7 +54,11 @@ class SpaceView:
 
     def _apply_one(self, value: dict[str, Any]) -> None:
         self.number += 1
-        match decode_update(value):
+        try:
+            update = decode_update(value)
+        except FrameError:
+            return  # a newer server's, as one of an unknown type
+        match update:
             case MemberUpdate(member=member):
                 if member.role.on_stage or member.hand:
                     self.members[member.id] = member

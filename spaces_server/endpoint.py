@@ -56,6 +56,7 @@ class _HalfOpen:
     session: Session
     hello_id: bytes
     welcome: bytes
+    welcomed_ns: int
     expires_ns: int
 
 
@@ -155,16 +156,16 @@ class Endpoint:
         if events is None:
             return None
         if new:
-            self._confirm(index, address)
+            self._confirm(index, now_ns)
         return session, events, new
 
-    def _confirm(self, index: int, address: bytes) -> None:
+    def _confirm(self, index: int, now_ns: int) -> None:
+        """The first sealed datagram opened.  It proves the address that the WELCOME went to; if
+        it came from another one, the connection has moved there and owes the proof."""
         half = self._half_open.pop(index)
         del self._by_hello[half.hello_id]
-        connection = half.session.connection
-        connection.address = address
-        connection.credit_bytes = None
         self.sessions[index] = half.session
+        half.session.connection.observe_rtt(now_ns - half.welcomed_ns)
 
     def _receive_hello(self, data: bytes, address: bytes, now_ns: int) -> None:
         try:
@@ -232,7 +233,7 @@ class Endpoint:
         while len(self._half_open) >= MAX_HALF_OPEN:
             self._forget_half_open()
         self._half_open[index] = _HalfOpen(
-            session, hello_id, welcome, now_ns + HALF_OPEN_TIMEOUT_NS
+            session, hello_id, welcome, now_ns, now_ns + HALF_OPEN_TIMEOUT_NS
         )
         self._by_hello[hello_id] = index
         self.outbox.append((welcome, address))
@@ -255,7 +256,7 @@ class Endpoint:
         connection = session.connection
         for datagram in connection.transmit(now_ns):
             self.outbox.append((datagram, connection.address))
-        deadline_ns = connection.deadline_ns
+        deadline_ns = max(connection.deadline_ns, now_ns + 1)  # a later tick's, in any case
         if not session.wakes_ns or deadline_ns < session.wakes_ns:
             session.wakes_ns = deadline_ns
             heapq.heappush(self._deadlines, (deadline_ns, session.index))

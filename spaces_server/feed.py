@@ -6,7 +6,6 @@ next batch, or in the answer to a ping) asks for the rest.
 """
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from protocol.connection import MS
@@ -19,7 +18,8 @@ GATHER_NS = 100 * MS
 class Feed:
     """`number` is that of the newest update; the first has number 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, space: str) -> None:
+        self._space = space
         self.number = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=MAX_FEED_CATCH_UP)
         self._unsent = 0
@@ -51,17 +51,14 @@ class Feed:
         updates = self.after(self.number - self._unsent) or []
         first = self.number - len(updates) + 1
         self._unsent = 0
-        return list(_batches(first, updates, lambda batch: len(batch) <= MAX_PLAINTEXT_BYTES))
+        return self._batches(first, updates)
 
-
-def _batches(
-    first: int, updates: list[dict[str, Any]], fits: Callable[[bytes], bool]
-) -> list[bytes]:
-    """As few batches as fit; a single update always does, by the limits of its fields."""
-    if not updates:
-        return []
-    whole = encode(FeedBatch(first=first, updates=updates))
-    if fits(whole) or len(updates) == 1:
-        return [whole]
-    half = len(updates) // 2
-    return _batches(first, updates[:half], fits) + _batches(first + half, updates[half:], fits)
+    def _batches(self, first: int, updates: list[dict[str, Any]]) -> list[bytes]:
+        """As few batches as fit; a single update always does, by the limits of its fields."""
+        if not updates:
+            return []
+        whole = encode(FeedBatch(space=self._space, first=first, updates=updates))
+        if len(whole) <= MAX_PLAINTEXT_BYTES or len(updates) == 1:
+            return [whole]
+        half = len(updates) // 2
+        return self._batches(first, updates[:half]) + self._batches(first + half, updates[half:])

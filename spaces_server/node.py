@@ -26,6 +26,7 @@ from protocol.connection import (
     Message,
     Pong,
     Roamed,
+    State,
 )
 from protocol.frames import ErrorCode, FrameError
 from protocol.opus import Encoder
@@ -47,6 +48,8 @@ from spaces_server.space import (
     clean,
     new_token,
 )
+
+TOO_SLOW = "you do not take what you are sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +111,9 @@ class Node:
         self._log = log
         self._rooms: dict[str, _Room] = {}
         self._seats: dict[int, _Seat] = {}  # session index -> where its member is
-        self._telling: set[_Room] = set()  # rooms whose feed has something to say
+        self._telling: dict[_Room, None] = {}  # rooms whose feed has something to say, in order
         self._touched: dict[int, Session] = {}  # sessions that may have something to send
+        self._too_slow: list[Session] = []  # closed for it; their members leave at the next tick
 
     @property
     def spaces(self) -> dict[str, Space]:
@@ -137,10 +141,12 @@ class Node:
 
     def tick(self, timestamp: int, now_ns: int) -> Batch | None:
         """timestamp: the spaces' clock, samples of 48 kHz (u32)."""
-        for session, closed in self.endpoint.tick(now_ns):
+        too_slow, self._too_slow = self._too_slow, []
+        lost = [(s, Closed(CloseCode.TOO_SLOW, TOO_SLOW, by_peer=False)) for s in too_slow]
+        for session, closed in [*lost, *self.endpoint.tick(now_ns)]:
             self._session_closed(session, closed, now_ns)
         for room in [room for room in self._telling if room.space.feed.due(now_ns)]:
-            self._telling.discard(room)
+            del self._telling[room]
             rows = [seat.row for seat in room.members.values()]
             for batch in room.space.feed.take():
                 self.egress.put(Kind.FEED, batch, rows)
@@ -200,6 +206,8 @@ class Node:
     # -- frames -----------------------------------------------------------------------------------
 
     def _receive_frame(self, session: Session, data: bytes, now_ns: int) -> None:
+        if session.connection.state is State.CLOSING:
+            return  # we closed it: nobody waits for an answer, and nobody would be there to leave
         try:
             frame = frames.decode(data)
         except FrameError as error:
@@ -241,8 +249,8 @@ class Node:
     def _open(self, session: Session, request: frames.Open, now_ns: int) -> None:
         if len(self._rooms) >= self._limits.max_spaces:
             raise RefusedError(ErrorCode.SERVER_FULL)
-        title = clean(request.title)
-        clean(request.name)
+        title = clean(request.title, frames.MAX_TITLE_CHARS)
+        clean(request.name, frames.MAX_NAME_CHARS)
         name = new_token(self._entropy)
         space = Space(name, title, self._entropy, self._limits.stage_size, self._limits.max_members)
         room = _Room(space, self.mixer.open(), {})
@@ -299,7 +307,7 @@ class Node:
                 case SpaceEnded(text):
                     self._end(room, text, now_ns)
         if room.space.feed.pending and not room.space.ended:
-            self._telling.add(room)
+            self._telling[room] = None
 
     def _unseat(self, room: _Room, member: int, asker: Session | None, now_ns: int) -> None:
         seat = room.members.pop(member)
@@ -316,7 +324,7 @@ class Node:
         for member in list(room.members):
             self._unseat(room, member, None, now_ns)
         self.mixer.close(room.mix)
-        self._telling.discard(room)
+        self._telling.pop(room, None)
         del self._rooms[room.space.id]
         self._log(f"the space {room.space.id} has ended: {text}")
 
@@ -324,7 +332,6 @@ class Node:
         try:
             session.connection.send(frames.encode(frame))
         except ChannelFull:
-            session.connection.close(
-                CloseCode.TOO_SLOW, "you do not take what you are sent", now_ns
-            )
+            session.connection.close(CloseCode.TOO_SLOW, TOO_SLOW, now_ns)
+            self._too_slow.append(session)
         self._touched[session.index] = session

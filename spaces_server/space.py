@@ -18,6 +18,7 @@ from protocol.roles import Action, Role, allowed
 from spaces_server.feed import Feed
 
 SEATS = 256  # numbers that seats go through; far more than any stage, so none is reused soon
+MAX_HANDS = 100  # with the stage they make up a snapshot, which must fit into one frame
 TOKEN_BYTES = 9
 MAX_INVITES = 100
 
@@ -112,11 +113,13 @@ class _Person:
         )
 
 
-def clean(text: str) -> str:
+def clean(text: str, max_chars: int) -> str:
     """Text that may be shown in a terminal.  Raises RefusedError for control characters, which
-    include escape sequences, and for nothing but blanks."""
+    include escape sequences, for nothing but blanks, and for what normalising makes too long."""
     text = unicodedata.normalize("NFC", text).strip()
-    if not text or any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text):
+    if not 0 < len(text) <= max_chars or any(
+        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text
+    ):
         raise RefusedError(ErrorCode.BAD_TEXT)
     return text
 
@@ -135,7 +138,7 @@ class Space:
     entropy: Callable[[int], bytes]
     stage_size: int = 13
     max_members: int = 20_000
-    feed: Feed = field(default_factory=Feed)
+    feed: Feed = field(init=False)
     ended: bool = False
     _people: dict[int, _Person] = field(default_factory=dict)
     _by_identity: dict[bytes, int] = field(default_factory=dict)
@@ -146,6 +149,9 @@ class Space:
     _appointments: int = 0
     _told_listeners: int = 0
 
+    def __post_init__(self) -> None:
+        self.feed = Feed(self.id)
+
     # -- coming and going ----------------------------------------------------------------------
 
     def enter(
@@ -153,7 +159,7 @@ class Space:
     ) -> tuple[int, list[Effect]]:
         """-> (member id, effects).  Raises RefusedError.  Whoever is here already with the same
         identity leaves first."""
-        name = clean(name)
+        name = clean(name, frames.MAX_NAME_CHARS)
         if invite is not None and invite not in self._invites:
             raise RefusedError(ErrorCode.BAD_INVITE)
         before = self._by_identity.get(identity)
@@ -251,8 +257,7 @@ class Space:
     def _set_role(self, person: _Person, role: Role, now_ns: int) -> list[Effect]:
         spoke = person.speaks
         if role.on_stage and not person.role.on_stage:
-            self._last_seat = (self._last_seat + 1) % SEATS
-            person.seat = self._last_seat
+            person.seat = self._next_seat()
         if not role.on_stage:
             person.seat = None
             person.muted = False
@@ -263,6 +268,13 @@ class Space:
         person.hand = False
         self._changed(person, now_ns)
         return self._source_effects(person, spoke)
+
+    def _next_seat(self) -> int:
+        taken = {p.seat for p in self._listed.values()}
+        while True:
+            self._last_seat = (self._last_seat + 1) % SEATS
+            if self._last_seat not in taken:
+                return self._last_seat
 
     def _set_muted(self, person: _Person, muted: bool, now_ns: int) -> list[Effect]:
         if person.muted == muted:
@@ -316,15 +328,16 @@ class Space:
 
     def _moderate(self, me: _Person, request: frames.Request, now_ns: int) -> list[Effect]:
         """The actions of one member on one member."""
+        effects: list[Effect] = []
         match request:
             case frames.RaiseHand():
-                self._permit(Action.RAISE_HAND, me, me)
-                self._set_hand(me, True, now_ns)
-                return []
+                whom = self._target(Action.RAISE_HAND, me, UNSET)
+                if not whom.hand and sum(p.hand for p in self._listed.values()) >= MAX_HANDS:
+                    raise RefusedError(ErrorCode.HANDS_FULL)
+                self._set_hand(whom, True, now_ns)
             case frames.LowerHand(member=target):
                 whom = self._target(Action.LOWER_HAND, me, target)
                 self._set_hand(whom, False, now_ns)
-                effects: list[Effect] = []
             case frames.BringUp(member=target):
                 whom = self._target(Action.BRING_UP, me, target)
                 if not whom.hand:

@@ -152,19 +152,19 @@ class Mixer:
         self._egress = egress
         self._new_encoder = new_encoder
         self._parallel_map = parallel_map
-        self._awake: set[SpaceMix] = set()
+        self._awake: dict[SpaceMix, None] = {}  # in order: the same run gives the same batches
 
     def open(self) -> SpaceMix:
         return SpaceMix(self._new_encoder)
 
     def close(self, mix: SpaceMix) -> None:
-        self._awake.discard(mix)
+        self._awake.pop(mix, None)
 
     def receive(self, mix: SpaceMix, member: int, audio: UplinkAudio, now_ns: int) -> bool:
         """-> whether the audio was taken."""
         taken = mix.receive(member, audio, now_ns)
         if taken:
-            self._awake.add(mix)
+            self._awake[mix] = None
         return taken
 
     def tick(self, timestamp: int, now_ns: int) -> None:
@@ -181,7 +181,7 @@ class Mixer:
         for mix in list(self._awake):
             mix.plan.join_held(now_ns)
             if not mix.waiting():
-                self._awake.discard(mix)
+                del self._awake[mix]
         self.stats.ticks += 1
         self.stats.busy_ticks += bool(jobs)
         self.stats.encodes += len(jobs)

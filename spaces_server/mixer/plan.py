@@ -99,7 +99,7 @@ class Plan:
         moved = self._buckets(active, everything)
         audience_forks = self._audience  # what those who leave it fork from
         self._audience.recipe = everything
-        taken = {self._audience}
+        taken = [self._audience]
         members_of: dict[MixClass, list[int]] = {}
         class_of: dict[int, MixClass | None] = {}
         for (recipe, before), members in moved:
@@ -109,7 +109,7 @@ class Plan:
             mix_class = self._choose(recipe, before, taken, audience_forks)
             if mix_class is self._audience:
                 continue
-            taken.add(mix_class)
+            taken.append(mix_class)
             mix_class.recipe = recipe
             members_of.setdefault(mix_class, []).extend(members)
             class_of.update(dict.fromkeys(members, mix_class))
@@ -139,7 +139,7 @@ class Plan:
         self,
         recipe: Recipe,
         before: MixClass | None,
-        taken: set[MixClass],
+        taken: list[MixClass],
         audience: MixClass,
     ) -> MixClass:
         """The class for a group: its own if no larger group has it, a fork of it otherwise; a

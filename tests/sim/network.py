@@ -43,6 +43,7 @@ class Network:
     server: bytes
     sent: int = 0
     lost: int = 0
+    _cut: set[bytes] = field(default_factory=set)
     _bad: set[bytes] = field(default_factory=set)
     _public: dict[bytes, bytes] = field(default_factory=dict)
     _private: dict[bytes, bytes] = field(default_factory=dict)
@@ -57,6 +58,10 @@ class Network:
         self._public[client] = public.ljust(28, b".")
         self._private[self._public[client]] = client
 
+    def lose_all(self, client: bytes) -> None:
+        """From now on nothing of this client's goes through, either way."""
+        self._cut.add(client)
+
     def send(self, now_ns: int, source: bytes, destination: bytes, data: bytes) -> None:
         self.sent += 1
         if source != self.server:
@@ -70,7 +75,7 @@ class Network:
                 self.lost += 1
                 return
             to = client
-        if self._loses(link):
+        if {source, to} & self._cut or self._loses(link):
             self.lost += 1
             return
         copies = 2 if self.rng.random() < self.path.duplicate else 1

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,19 @@ TONE_LEVEL = 0.2
 SYLLABLE_HZ = 4.0  # tones swell like syllables: a steady one is noise to a voice codec
 
 
-@dataclass(slots=True, eq=False)
+SECOND = 48_000
+SILENCE = np.zeros(BLOCK, np.float32)
+
+
+@cache
+def second_of(tone_hz: float) -> NDArray[np.float32]:
+    """One second of a swelling tone (of a whole number of Hz, so that it can be repeated)."""
+    at = np.arange(SECOND) / SECOND
+    swell = 0.55 - 0.45 * np.cos(2 * np.pi * SYLLABLE_HZ * at)
+    return (TONE_LEVEL * swell * np.sin(2 * np.pi * tone_hz * at)).astype(np.float32)
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Person:
     """A client, what it says (a tone while `talking`) and what it has heard."""
 
@@ -45,12 +58,9 @@ class Person:
     replies: Counter[int] = field(default_factory=Counter)
 
     def block(self) -> NDArray[np.float32]:
-        at = (self.said + np.arange(BLOCK)) / 48_000
+        at = self.said % SECOND
         self.said += BLOCK
-        if not self.talking:
-            return np.zeros(BLOCK, np.float32)
-        swell = 0.55 - 0.45 * np.cos(2 * np.pi * SYLLABLE_HZ * at)
-        return (TONE_LEVEL * swell * np.sin(2 * np.pi * self.tone_hz * at)).astype(np.float32)
+        return second_of(self.tone_hz)[at : at + BLOCK] if self.talking else SILENCE
 
     def reply(self, request_id: int) -> frames.Frame | None:
         for event in self.events:

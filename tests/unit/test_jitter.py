@@ -294,6 +294,21 @@ def test_a_path_that_gets_far_slower_is_followed(delay_ms: int) -> None:
     assert stats_of(bench).delay_ns <= (delay_ms + 30) * MS
 
 
+def test_what_the_path_once_gave_is_forgotten_after_ten_seconds() -> None:
+    """A path that stays 40 ms slower is no jitter: in the end its delay is not counted as ours."""
+    bench = Bench()
+    bench.run(range(50))
+    bench.now_ns += 40 * MS
+    for index in range(50, 1_100):
+        bench.insert(index, delay_ms=40)
+        bench.tick()
+        if index == 400:
+            assert stats_of(bench).delay_ns == 50 * MS
+            assert stats_of(bench).target_ns >= 40 * MS
+    assert stats_of(bench).delay_ns == 10 * MS
+    assert stats_of(bench).target_ns == jitter.TARGET_FLOOR_NS
+
+
 def test_a_second_of_packets_at_once_is_cut_down_to_what_is_new() -> None:
     bench = Bench()
     bench.run(range(50))
@@ -302,8 +317,8 @@ def test_a_second_of_packets_at_once_is_cut_down_to_what_is_new() -> None:
     for index in range(50, 110):
         bench.insert(index, delay_ms=(110 - index) * 20 + index * 0.01)
     bench.run(range(110, 115))
-    assert stats_of(bench).delay_ns <= 150 * MS
-    bench.run(range(115, 600))
+    assert stats_of(bench).delay_ns <= jitter.TARGET_CEILING_NS + 20 * MS
+    bench.run(range(115, 1_500))
     assert stats_of(bench).delay_ns <= 40 * MS
     assert stats_of(bench).reset == 0
 
@@ -442,14 +457,15 @@ def test_nonsense_keeps_every_bound(
         operation = buffer.next(now_ns)
     assert operation.action is Action.SILENCE
     assert not buffer._packets
-    # ... and an ordinary stream plays again, without much delay.
+    # ... and an ordinary stream plays again, without much delay, after 2 s at most: a new one
+    # that starts just behind the old cursor cannot be told from very late packets before.
     start = now_ns // 62_500 * 3 + 10_000_000
     decoded = 0
-    for index in range(100):
+    for index in range(250):
         buffer.insert((start + index * FRAME) % 2**32, CELT_20, now_ns)
         decoded += buffer.next(now_ns + 10 * MS).action is Action.DECODE
         now_ns += TICK_NS
-    assert decoded > 60
+    assert decoded > 100
     assert buffer.stats.delay_ns <= jitter.TARGET_CEILING_NS + 40 * MS
 
 

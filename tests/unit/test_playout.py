@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from collections.abc import Sequence
 
@@ -294,29 +293,3 @@ def test_pulls_allocate_no_sample_buffers() -> None:
     finally:
         tracemalloc.stop()
     assert max(peaks_bytes) < out.nbytes
-
-
-def test_a_pull_costs_little_beyond_its_decode() -> None:
-    packets = packets_of(tone(96_000))
-    out: Samples = np.zeros(FRAME, np.float32)
-
-    def pulls_ns() -> float:
-        playout = Playout()
-        spent_ns = 0
-        for index, packet in enumerate(packets):
-            playout.insert(index * FRAME, packet, index * TICK_NS)
-            begun_ns = time.perf_counter_ns()
-            playout.pull(out, index * TICK_NS + 10 * MS)
-            spent_ns += time.perf_counter_ns() - begun_ns
-        return spent_ns / len(packets)
-
-    def decodes_ns() -> float:
-        decoder = Decoder()
-        begun_ns = time.perf_counter_ns()
-        for packet in packets:
-            decoder.decode(packet, out)
-        return (time.perf_counter_ns() - begun_ns) / len(packets)
-
-    # The best of several: another process may take the core at any time.
-    beyond_ns = min(pulls_ns() for _ in range(7)) - min(decodes_ns() for _ in range(7))
-    assert beyond_ns < 60_000

@@ -1,0 +1,247 @@
+"""What each phase of a tick costs.  Nothing here is asserted of the clock, only of the results.
+
+    pytest bench/test_tick.py --benchmark-enable --benchmark-only
+
+Without --benchmark-enable every phase runs once, as a test.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from protocol import frames
+from protocol.connection import MS, Connection
+from protocol.link import Link
+from protocol.noise import public_key
+from protocol.opus import Encoder
+from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio
+from protocol.sealing import SessionKeys
+from spaces_client.client import Client, Phase
+from spaces_server.mixer.egress import Batch, Egress
+from spaces_server.mixer.mixer import LIMIT, limit
+from spaces_server.mixer.plan import Plan
+from spaces_server.mixer.source import FRAME_SAMPLES, Source
+from spaces_server.node import Limits, Node
+
+TICK_NS = 20 * MS
+LISTENERS = 1_000
+SPEAKERS = 3
+SERVER = b"server".ljust(28, b".")
+
+Samples = NDArray[np.float32]
+
+
+def voice(seed: int, frames_: int = 50) -> list[Samples]:
+    """A second of something that costs a codec as much as a voice: tones that swell, and noise."""
+    rng = np.random.default_rng(seed)
+    at = np.arange(frames_ * FRAME_SAMPLES) / 48_000
+    tones = sum(np.sin(2 * np.pi * (120 + 20 * seed) * k * at) / k for k in range(1, 12))
+    swell = 0.55 - 0.45 * np.cos(2 * np.pi * 4 * at)
+    sound = 0.1 * swell * tones + 0.003 * rng.standard_normal(len(at))
+    return np.split(sound.astype(np.float32), frames_)
+
+
+class Speech:
+    """Endless uplink packets of one speaker, encoded beforehand."""
+
+    def __init__(self, seed: int) -> None:
+        encoder = Encoder()
+        self._opus = [encoder.encode(block) for block in voice(seed)]
+        self._sent = 0
+
+    def next(self) -> UplinkAudio:
+        number = self._sent
+        self._sent += 1
+        flags = 0 if number else AudioFlag.FIRST
+        return UplinkAudio(number * FRAME_SAMPLES, flags, self._opus[number % len(self._opus)])
+
+
+def test_decode(benchmark: BenchmarkFixture) -> None:
+    """One source: a packet into the jitter buffer, 20 ms out of the decoder."""
+    source, speech = Source(0), Speech(1)
+    out = np.zeros(FRAME_SAMPLES, np.float32)
+    now_ns = 0
+
+    def decode() -> None:
+        nonlocal now_ns
+        now_ns += TICK_NS
+        source.receive(speech.next(), now_ns)
+        source.fill(out, now_ns)
+
+    for _ in range(5):
+        decode()
+    benchmark(decode)
+    assert source.sounding
+    assert out.any()
+
+
+def test_plan(benchmark: BenchmarkFixture) -> None:
+    """A change of who sounds, with a thousand members of whom ten are on stage."""
+    plan = Plan(partial(Encoder, complexity=0))
+    for member in range(LISTENERS):
+        plan.add_member(member, member)
+    for member in range(10):
+        plan.set_gain(member, member, 0.0)
+    turns = 0
+
+    def rebuild() -> None:
+        nonlocal turns
+        turns += 1
+        plan.rebuild((1, 2, 3) if turns % 2 else (1, 2), turns * TICK_NS)
+
+    benchmark(rebuild)
+    assert len(plan.classes) in (3, 4)
+
+
+def test_mix_and_limit(benchmark: BenchmarkFixture) -> None:
+    """Nine classes of eight sources: one product, nine limiters."""
+    planes = 4 * np.stack([voice(seed)[10] for seed in range(8)])
+    gains = np.ones((9, 8), np.float32)
+    gains[np.arange(8), np.arange(8)] = 0
+    kept = [1.0] * 9
+
+    def mix() -> Samples:
+        mixes: Samples = gains @ planes
+        for row, samples in enumerate(mixes):
+            kept[row] = limit(samples, kept[row])
+        return mixes
+
+    mix()
+    mixes = benchmark(mix)
+    assert np.abs(mixes).max() <= LIMIT * 1.0001
+    assert max(kept) < 1
+
+
+def test_encode(benchmark: BenchmarkFixture) -> None:
+    """One class, with the settings of a server."""
+    limits = Limits()
+    encoder = Encoder(bitrate=limits.bitrate, complexity=limits.complexity)
+    blocks = voice(1)
+    turns = 0
+
+    def encode() -> bytes:
+        nonlocal turns
+        turns += 1
+        return encoder.encode(blocks[turns % len(blocks)])
+
+    assert len(benchmark(encode)) > 10
+
+
+def test_seal(benchmark: BenchmarkFixture) -> None:
+    """One packet for a thousand rows."""
+    egress = Egress()
+    connections = [
+        Connection(
+            SessionKeys.derive(send=os.urandom(32), receive=os.urandom(32)),
+            remote_index=number,
+            address=SERVER,
+            now_ns=0,
+            entropy=os.urandom,
+            keep_alive=False,
+        )
+        for number in range(LISTENERS)
+    ]
+    rows = np.array([egress.add(connection) for connection in connections])
+    plaintext = os.urandom(90)
+
+    def seal() -> Batch | None:
+        egress.put(Kind.AUDIO, plaintext, rows)
+        return egress.seal()
+
+    batch = benchmark(seal)
+    assert len(batch.lengths) == LISTENERS
+
+
+class Hall:
+    """A server with a space of three who speak and a thousand who listen."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000 * MS
+        self.ticks = 0
+        self.node = Node(os.urandom(32), entropy=os.urandom, limits=Limits(cookies_above=10_000))
+        self.link = Link("server", 5004, public_key(self.node.endpoint.private_key))
+        self.clients: dict[bytes, Client] = {}
+        host = self._client()
+        self._ask(host, frames.Open, title="bench", name="host")
+        (space,) = self.node.spaces
+        self._ask(host, frames.Invite)
+        (token,) = self.node.spaces[space]._invites
+        self.speakers = [host]
+        for number in range(1, SPEAKERS + LISTENERS):
+            client = self._client()
+            invite = {"invite": token} if number < SPEAKERS else {}
+            self._ask(client, frames.Join, space=space, name="guest", **invite)
+            if invite:
+                self.speakers.append(client)
+        self.speeches = [Speech(seed) for seed in range(SPEAKERS)]
+        for _ in range(10):  # acknowledgements, and the news of who has come
+            self.tick()
+            for address in self.clients:
+                self._exchange(address)
+
+    def _client(self) -> Client:
+        address = (b"client %d" % len(self.clients)).ljust(28, b".")
+        client = Client(
+            self.link,
+            os.urandom(32),
+            entropy=os.urandom,
+            now_ns=self.now_ns,
+            address=SERVER,
+            complexity=0,
+        )
+        self.clients[address] = client
+        self._exchange(address)
+        assert client.phase is Phase.CONNECTED
+        return client
+
+    def _exchange(self, address: bytes) -> None:
+        client = self.clients[address]
+        while datagrams := client.transmit(self.now_ns):
+            for datagram in datagrams:
+                self.node.receive_datagram(datagram, address, self.now_ns)
+            for datagram, to in self.node.drain(self.now_ns):
+                self.clients[to].receive(datagram, self.now_ns)
+
+    def _ask(self, client: Client, kind: type[frames.Request], **fields: Any) -> None:
+        client.request(kind, **fields)
+        self._exchange(next(a for a, c in reversed(self.clients.items()) if c is client))
+        assert client.view.me is not None
+
+    def speak(self) -> None:
+        for client, speech in zip(self.speakers, self.speeches, strict=True):
+            assert client._connection is not None
+            datagram = client._connection.send_media(Kind.AUDIO, speech.next().pack())
+            address = next(a for a, c in self.clients.items() if c is client)
+            self.node.receive_datagram(datagram, address, self.now_ns)
+
+    def tick(self) -> Batch | None:
+        self.now_ns += TICK_NS
+        self.ticks += 1
+        return self.node.tick(self.ticks * FRAME_SAMPLES, self.now_ns)
+
+
+def test_node_tick(benchmark: BenchmarkFixture) -> None:
+    """All of a tick but the network: three speak, and a thousand listen."""
+    hall = Hall()
+    for _ in range(5):
+        hall.speak()
+        hall.tick()
+    before = hall.node.mixer.stats.encodes
+    ticks = hall.ticks
+    measure: Callable[..., Batch] = benchmark.pedantic
+    batch = measure(hall.tick, setup=hall.speak, rounds=200, warmup_rounds=10)
+    assert hall.node.mixer.stats.encodes - before == (SPEAKERS + 1) * (hall.ticks - ticks)
+    assert len(batch.lengths) == SPEAKERS + LISTENERS
+    listener = list(hall.clients)[-1]
+    ((at,),) = [np.flatnonzero((batch.addresses == np.frombuffer(listener, np.uint8)).all(axis=1))]
+    (event,) = hall.clients[listener].receive(
+        batch.arena[at, : batch.lengths[at]].tobytes(), hall.now_ns
+    )
+    audio = getattr(event, "audio", None)
+    assert isinstance(audio, DownlinkAudio)
+    assert [a.seat for a in audio.audible] == [0, 1, 2]

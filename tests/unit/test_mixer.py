@@ -1,0 +1,470 @@
+"""The mixing loop with real codecs and real sessions: what comes out is what should be heard."""
+
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from protocol.connection import MS
+from protocol.opus import Decoder, Encoder
+from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio
+from protocol.playout import Playout
+from spaces_server.mixer.egress import Egress
+from spaces_server.mixer.mixer import LIMIT, LIMITER_RELEASE, Mixer, SpaceMix, limit
+from spaces_server.mixer.source import FRAME_SAMPLES, SILENT_LEVEL, level_dbov
+from tests.unit.test_egress import Pair, deliver, pair
+
+Samples = NDArray[np.float32]
+TICK_NS = 20 * MS
+TONES_HZ = [300, 500, 700, 900, 1_100]
+
+
+def tone(hz: float, frame: int, level: float = 0.1) -> Samples:
+    at = np.arange(frame * FRAME_SAMPLES, (frame + 1) * FRAME_SAMPLES) / 48_000
+    return (level * np.sin(2 * np.pi * hz * at)).astype(np.float32)
+
+
+@dataclass
+class Voice:
+    """One who speaks: packets of a tone of their own, 20 ms each."""
+
+    member: int
+    hz: float
+    level: float = 0.1
+    start: int = 0  # timestamp of the first sample
+    frames: int = 0
+    talking: bool = False
+    encoder: Encoder = field(default_factory=lambda: Encoder(complexity=0))
+
+    def packet(self, *, last: bool = False) -> UplinkAudio:
+        flags = AudioFlag(0) if self.talking else AudioFlag.FIRST
+        if not self.talking:
+            self.encoder.reset()
+        if last:
+            flags |= AudioFlag.LAST
+        self.talking = not last
+        opus = self.encoder.encode(tone(self.hz, self.frames, self.level))
+        self.frames += 1
+        return UplinkAudio((self.start + (self.frames - 1) * FRAME_SAMPLES) % 2**32, flags, opus)
+
+
+@dataclass
+class Rig:
+    """A space: the first members are on stage (member i at seat i), the others listen."""
+
+    stage: int
+    listeners: int
+    level: float = 0.1
+
+    def __post_init__(self) -> None:
+        self.egress = Egress()
+        self.mixer = Mixer(self.egress, partial(Encoder, complexity=0), map)
+        self.mix = self.mixer.open()
+        self.pairs: dict[int, Pair] = {}
+        self.now_ns = 1_000 * MS
+        self.timestamp = 2**32 - 3 * FRAME_SAMPLES
+        for member in range(self.stage + self.listeners):
+            self.join(member)
+        self.voices = [Voice(m, TONES_HZ[m % 5], self.level) for m in range(self.stage)]
+        for member in range(self.stage):
+            self.mix.add_source(member, member)
+
+    def join(self, member: int) -> None:
+        self.pairs[member] = pair(member)
+        self.mix.plan.add_member(member, self.egress.add(self.pairs[member].server))
+
+    def say(self, *members: int, last: bool = False) -> None:
+        for member in members:
+            packet = self.voices[member].packet(last=last)
+            self.mixer.receive(self.mix, member, packet, self.now_ns)
+
+    def tick(self) -> dict[int, DownlinkAudio]:
+        """-> what each member received, at most one packet."""
+        self.now_ns += TICK_NS
+        self.timestamp = (self.timestamp + FRAME_SAMPLES) % 2**32
+        self.mixer.tick(self.timestamp, self.now_ns)
+        got = deliver(self.egress.seal(), list(self.pairs.values()))
+        heard = {}
+        for member, person in self.pairs.items():
+            if person.address in got:
+                ((kind, plaintext),) = got[person.address]
+                assert kind == Kind.AUDIO
+                heard[member] = DownlinkAudio.unpack(plaintext)
+                assert heard[member].timestamp == self.timestamp
+        return heard
+
+    def ticks(self, count: int, *members: int) -> list[dict[int, DownlinkAudio]]:
+        """That many ticks while these talk."""
+        heard = []
+        for _ in range(count):
+            self.say(*members)
+            heard.append(self.tick())
+        return heard
+
+    def finish(self) -> list[dict[int, DownlinkAudio]]:
+        """Ticks until nothing more comes (all have said their last)."""
+        heard = []
+        while packets := self.tick():
+            heard.append(packets)
+            assert len(heard) < 20
+        return heard
+
+
+def seats(audio: DownlinkAudio) -> list[int]:
+    return [a.seat for a in audio.audible]
+
+
+def flags(heard: list[dict[int, DownlinkAudio]], member: int) -> str:
+    """F, L, X (both) or - for each packet to the member, . where there is none."""
+    return "".join("-FLX"[packets[member].flags] if member in packets else "." for packets in heard)
+
+
+# -- samples --------------------------------------------------------------------------------------
+
+
+def test_a_mix_is_the_sum_of_its_sources_with_their_gains() -> None:
+    """Against sources of our own: the same packets through the same playout."""
+    rig = Rig(3, 3)
+    rig.mix.plan.set_gain(4, 1, 0.25)
+    rig.mix.plan.set_gain(5, 2, 0.0)
+    references = [Playout() for _ in range(3)]
+    compared = 0
+    for _ in range(30):
+        rig.now_ns += TICK_NS
+        for member, reference in enumerate(references):
+            packet = rig.voices[member].packet()
+            rig.mix.receive(member, packet, rig.now_ns)
+            first = bool(packet.flags & AudioFlag.FIRST)
+            reference.insert(packet.timestamp, packet.opus, rig.now_ns, first=first)
+        _, classes = rig.mix.mix(rig.now_ns)
+        planes = np.zeros((3, FRAME_SAMPLES), np.float32)
+        for plane, reference in zip(planes, references, strict=True):
+            reference.pull(plane, rig.now_ns)
+        for mix_class, samples in classes:
+            expected = sum(
+                (np.float32(gain) * planes[source] for source, gain in mix_class.recipe),
+                np.zeros(FRAME_SAMPLES, np.float32),
+            )
+            np.testing.assert_allclose(samples, expected, atol=1e-6)
+            mix_class.live = True
+            compared += 1
+    assert compared == 29 * 5  # members 2 and 5 hear the same; the first tick waits
+    recipes = {c.recipe for c in rig.mix.plan.classes}
+    assert {((0, 1.0), (1, 0.25), (2, 1.0)), ((0, 1.0), (1, 1.0))} <= recipes
+
+
+def test_nobody_hears_themselves_and_all_hear_the_others() -> None:
+    rig = Rig(3, 2)
+    decoders = {member: Decoder() for member in rig.pairs}
+    heard: dict[int, list[Samples]] = {member: [] for member in rig.pairs}
+    for packets in rig.ticks(75, 0, 1, 2):
+        for member, audio in packets.items():
+            out = np.zeros(FRAME_SAMPLES, np.float32)
+            decoders[member].decode(audio.opus, out)
+            heard[member].append(out)
+    for member, blocks in heard.items():
+        samples = np.concatenate(blocks)[-48_000:]
+        spectrum = np.abs(np.fft.rfft(samples * np.hanning(48_000))) * 4 / 48_000
+        for source in range(3):
+            level = spectrum[TONES_HZ[source] - 2 : TONES_HZ[source] + 3].max()
+            if source == member:
+                assert level < 0.01
+            else:
+                assert 0.05 < level < 0.15
+
+
+def test_a_member_who_comes_late_hears_the_rest() -> None:
+    rig = Rig(1, 1)
+    rig.ticks(5, 0)
+    rig.join(9)
+    (packets,) = rig.ticks(1, 0)
+    assert set(packets) == {1, 9}
+    assert packets[9] == packets[1]
+
+
+# -- limiter --------------------------------------------------------------------------------------
+
+
+def test_a_quiet_mix_is_left_alone() -> None:
+    samples = tone(440, 0, LIMIT * 0.99)
+    before = samples.copy()
+    assert limit(samples, 1.0) == 1.0
+    assert np.array_equal(samples, before)
+    assert limit(np.zeros(FRAME_SAMPLES, np.float32), 1.0) == 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 40, width=32), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
+def test_the_limiter_never_exceeds_full_scale(peaks: list[float], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gain = 1.0
+    for peak in peaks:
+        samples = (rng.uniform(-1, 1, FRAME_SAMPLES) * peak).astype(np.float32)
+        before = gain
+        gain = limit(samples, gain)
+        assert np.abs(samples).max() <= 1.0
+        assert np.abs(samples[120:]).max() <= LIMIT * 1.00001
+        assert 0 < gain <= min(1.0, before * LIMITER_RELEASE * 1.00001)
+
+
+def test_the_gain_moves_without_a_step() -> None:
+    gain = 1.0
+    curve = []
+    for level in [0.1] * 3 + [1.0] * 3 + [0.1] * 3:  # not above 1: the clip would be a step
+        samples = np.full(FRAME_SAMPLES, level, np.float32)
+        gain = limit(samples, gain)
+        curve.append(samples / level)
+    steps = np.abs(np.diff(np.concatenate(curve)))
+    assert 0 < steps.max() <= (1 - LIMIT) / 120 * 1.01
+
+
+def test_the_gain_comes_back_slowly() -> None:
+    gain = limit(np.full(FRAME_SAMPLES, 5, np.float32), 1.0)
+    released = [gain]
+    while released[-1] < 1:
+        samples = np.full(FRAME_SAMPLES, 0.1, np.float32)
+        released.append(limit(samples, released[-1]))
+        assert abs(float(samples[-1]) / 0.1 - released[-1]) < 1e-6
+    assert len(released) == 1 + 15  # from LIMIT / 5, which is -15 dB, by 1 dB a frame
+    assert all(after <= before * LIMITER_RELEASE * 1.0001 for before, after in pairwise(released))
+
+
+def test_thirteen_at_full_scale() -> None:
+    rig = Rig(13, 1, level=1.0)
+    for voice in rig.voices:
+        voice.hz = TONES_HZ[0]  # all in step: the worst there is
+    loudest = 0.0
+    for _ in range(25):
+        rig.now_ns += TICK_NS
+        for member, voice in enumerate(rig.voices):
+            rig.mix.receive(member, voice.packet(), rig.now_ns)
+        _, classes = rig.mix.mix(rig.now_ns)
+        for mix_class, samples in classes:
+            mix_class.live = True
+            loudest = max(loudest, float(np.abs(samples).max()))
+    assert len(classes) == 14
+    assert 0.8 < loudest <= 1.0
+
+
+# -- what is told beside the sound ----------------------------------------------------------------
+
+
+def test_talkspurts_have_a_first_and_a_last_packet() -> None:
+    rig = Rig(1, 1)
+    heard = []
+    for _ in range(3):
+        heard += rig.ticks(5, 0)
+        rig.say(0, last=True)
+        heard += rig.finish()
+        heard += rig.ticks(4)
+    told = flags(heard, 1)
+    assert told.strip(".").count("F") == told.count("L") == 3
+    assert "X" not in told
+    for spurt in filter(None, told.split(".")):
+        assert (spurt[0], spurt[-1]) == ("F", "L")
+        assert 6 < len(spurt) <= 8  # what was said; a slope down from it; what the encoder holds
+    assert all(0 not in packets for packets in heard)
+
+
+def test_talkspurts_of_a_class_span_those_of_its_sources() -> None:
+    rig = Rig(2, 1)
+    heard = rig.ticks(5, 0) + rig.ticks(5, 0, 1)
+    rig.say(0, last=True)
+    heard += rig.ticks(8, 1)
+    rig.say(1, last=True)
+    heard += rig.finish()
+    assert re.fullmatch("F-{18,19}L", flags(heard, 2).strip("."))  # the listener: all of it
+    for speaker in (0, 1):  # the speakers: the other's part
+        told = flags(heard, speaker).strip(".")
+        assert (told[0], told[-1]) == ("F", "L")
+        assert set(told[1:-1]) == {"-"}
+    assert len(flags(heard, 0).strip(".")) < len(flags(heard, 2).strip("."))
+
+
+def test_the_audible_are_listed_with_seat_level_and_capture() -> None:
+    rig = Rig(3, 1)
+    rig.voices[1].level = 0.01
+    rig.voices[1].start = 2**32 - 2 * FRAME_SAMPLES  # wraps
+    rig.voices[0].start = 48_000
+    for number, packets in enumerate(rig.ticks(20, 0, 1)):
+        if not packets:
+            continue
+        assert seats(packets[3]) == seats(packets[2]) == [0, 1]
+        assert seats(packets[0]) == [1]
+        assert seats(packets[1]) == [0]
+        for audible in packets[3].audible:
+            voice = rig.voices[audible.seat]
+            captured = voice.start + number * FRAME_SAMPLES
+            assert audible.capture == (captured % 2**32) // 120 % 2**16
+            if number > 5:
+                expected = level_dbov(tone(voice.hz, 0, voice.level))
+                assert abs(audible.level - expected) <= 2
+    rig.say(0, 1, last=True)
+    *_, final = rig.finish()
+    assert final[3].audible == ()  # the last packet holds what the encoder still had
+
+
+def test_levels() -> None:
+    assert level_dbov(np.zeros(FRAME_SAMPLES, np.float32)) == SILENT_LEVEL
+    assert level_dbov(np.ones(FRAME_SAMPLES, np.float32)) == 0
+    assert level_dbov(np.full(FRAME_SAMPLES, 10, np.float32)) == 0
+    assert level_dbov(np.full(FRAME_SAMPLES, 0.1, np.float32)) == 20
+
+
+# -- costs ----------------------------------------------------------------------------------------
+
+
+def test_one_encode_a_class_however_many_listen() -> None:
+    rig = Rig(10, 200)
+    rig.ticks(10, 2, 5, 8)
+    for _ in range(10):
+        before = rig.mixer.stats.encodes
+        (packets,) = rig.ticks(1, 2, 5, 8)
+        assert rig.mixer.stats.encodes - before == rig.mixer.stats.classes == 4
+        assert len(packets) == 210
+        assert len({audio.opus for audio in packets.values()}) == 4
+
+
+def test_a_silent_space_costs_nothing() -> None:
+    rig = Rig(3, 5)
+    rig.ticks(3)
+    rig.ticks(5, 0, 1)
+    rig.say(0, 1, last=True)
+    rig.finish()
+    stats = rig.mixer.stats
+    before = (stats.decodes, stats.encodes, stats.busy_ticks, rig.egress.sealed)
+    assert before[0] > 0
+    assert before[1] > 0
+    assert not any(rig.ticks(50))
+    assert (stats.decodes, stats.encodes, stats.busy_ticks, rig.egress.sealed) == before
+    assert stats.classes == 0
+
+
+def test_one_who_talks_to_nobody_is_not_encoded() -> None:
+    rig = Rig(1, 0)
+    assert not any(rig.ticks(10, 0))
+    assert rig.mixer.stats.encodes == 0
+
+
+def test_spaces_are_apart() -> None:
+    rig, other = Rig(1, 1), Rig(1, 1)
+    second = rig.mixer.open()
+    for member, person in other.pairs.items():
+        person.address = (b"other %d" % member).ljust(28, b"!")
+        person.server.address = person.address
+        second.plan.add_member(member, rig.egress.add(person.server))
+    second.add_source(0, 0)
+    everybody = [*rig.pairs.values(), *other.pairs.values()]
+    for _ in range(5):
+        rig.now_ns += TICK_NS
+        rig.say(0)
+        rig.mixer.receive(second, 0, other.voices[0].packet(), rig.now_ns)
+        rig.mixer.tick(rig.timestamp, rig.now_ns)
+        got = deliver(rig.egress.seal(), everybody)
+    assert set(got) == {rig.pairs[1].address, other.pairs[1].address}
+    rig.mixer.close(second)
+    rig.now_ns += TICK_NS
+    rig.say(0)
+    rig.mixer.tick(rig.timestamp, rig.now_ns)
+    assert set(deliver(rig.egress.seal(), everybody)) == {rig.pairs[1].address}
+
+
+# -- being muted, taken down or gone --------------------------------------------------------------
+
+
+def mixed(mix: SpaceMix, now_ns: int) -> dict[tuple[int, ...], Samples]:
+    _, classes = mix.mix(now_ns)
+    for mix_class, _ in classes:
+        mix_class.live = True
+    return {tuple(s for s, _ in c.recipe): samples for c, samples in classes}
+
+
+def test_a_removed_source_fades_within_a_tick() -> None:
+    rig = Rig(1, 1)
+    for _ in range(10):
+        rig.now_ns += TICK_NS
+        rig.mix.receive(0, rig.voices[0].packet(), rig.now_ns)
+        mixed(rig.mix, rig.now_ns)
+    rig.mix.receive(0, rig.voices[0].packet(), rig.now_ns)
+    rig.mix.remove_source(0)
+    samples = mixed(rig.mix, rig.now_ns + TICK_NS)[0,]
+    assert np.abs(samples[:240]).max() > 0.01
+    assert not samples[240:].any()
+    assert mixed(rig.mix, rig.now_ns + 2 * TICK_NS) == {}
+    assert rig.mix.sources == {}
+    assert not rig.mix.waiting()
+
+
+def test_a_removed_source_is_heard_no_more() -> None:
+    rig = Rig(2, 1)
+    rig.ticks(10, 0, 1)
+    rig.say(0, 1)
+    rig.mix.remove_source(0)
+    assert not rig.mixer.receive(rig.mix, 0, rig.voices[0].packet(), rig.now_ns)
+    assert seats(rig.tick()[2]) == [1]
+    for packets in rig.ticks(10, 1):
+        assert not rig.mixer.receive(rig.mix, 0, rig.voices[0].packet(), rig.now_ns)
+        assert seats(packets[2]) == seats(packets[0]) == [1]
+        assert 1 not in packets
+
+
+def test_the_only_source_removed_ends_the_talkspurt() -> None:
+    rig = Rig(1, 1)
+    heard = rig.ticks(10, 0)
+    rig.mix.remove_source(0)
+    heard += rig.finish()
+    assert flags(heard, 1).strip(".")[-3:] == "--L"
+    assert not any(rig.ticks(10, 0))
+
+
+def test_what_is_held_at_the_removal_is_never_played() -> None:
+    rig = Rig(1, 1)
+    rig.say(0)  # still in the jitter buffer
+    rig.mix.remove_source(0)
+    assert not any(rig.ticks(5))
+    assert rig.mix.sources == {}
+
+
+def test_back_on_stage() -> None:
+    rig = Rig(1, 1)
+    rig.ticks(5, 0)
+    rig.mix.remove_source(0)
+    rig.finish()
+    rig.voices[0].talking = False
+    rig.mix.add_source(0, 9)
+    heard = rig.ticks(5, 0)
+    assert flags(heard, 1).strip(".").startswith("F-")
+    assert seats(heard[-1][1]) == [9]
+    assert 0 not in heard[-1]
+
+
+@pytest.mark.parametrize("pause_ticks", [0, 1, 2])
+def test_muted_and_unmuted_at_once(pause_ticks: int) -> None:
+    rig = Rig(1, 1)
+    rig.ticks(5, 0)
+    rig.mix.remove_source(0)
+    rig.ticks(pause_ticks)
+    rig.mix.add_source(0, 1)
+    rig.voices[0].talking = False
+    heard = rig.ticks(10, 0)
+    rig.say(0, last=True)
+    heard += rig.finish()
+    assert flags(heard, 1)[-1] == "L"
+    assert all(0 not in packets for packets in heard)
+
+
+def test_a_speaker_who_leaves_while_talking() -> None:
+    rig = Rig(2, 1)
+    rig.ticks(5, 0, 1)
+    rig.mix.remove_source(0)
+    rig.mix.plan.remove_member(0)
+    heard = rig.ticks(5, 1)
+    assert all(0 not in packets for packets in heard)
+    assert seats(heard[-1][2]) == [1]
+    assert set(rig.mix.sources) == {1}

@@ -1,0 +1,395 @@
+"""The mix plan: who shares a mix, and how a switch between two mixes stays inaudible."""
+
+import sys
+from collections.abc import Iterable
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol.connection import MS
+from protocol.opus import Encoder
+from spaces_server.mixer.plan import HOLD_NS, QUIET_PEAK, MixClass, Plan, Recipe
+
+LOUD = 0.3
+FRAME = 960
+
+
+def new_plan(members: int) -> Plan:
+    """Member i has row 100 + i."""
+    plan = Plan(partial(Encoder, complexity=0))
+    for member in range(members):
+        plan.add_member(member, 100 + member)
+    return plan
+
+
+def on_stage(plan: Plan, speakers: Iterable[int]) -> None:
+    for speaker in speakers:
+        plan.set_gain(speaker, speaker, 0.0)
+
+
+def mix(plan: Plan, active: Iterable[int], now_ns: int = 0, *, peak: float = LOUD) -> None:
+    """What a tick of the mixer does to a plan: a class is live from its first packet on until all
+    that it hears has ended."""
+    sounding = set(active)
+    for mix_class in plan.classes:
+        mix_class.live &= any(source in sounding for source, _ in mix_class.recipe)
+    plan.rebuild(sorted(sounding), now_ns)
+    for mix_class in plan.classes:
+        mix_class.live = True
+        mix_class.peak = peak
+    plan.join_held(now_ns)
+
+
+def found(plan: Plan) -> dict[Recipe, set[int]]:
+    """recipe -> members, where no two classes have the same."""
+    assert len({c.recipe for c in plan.classes}) == len(plan.classes)
+    return {c.recipe: {int(row) - 100 for row in c.rows} for c in plan.classes}
+
+
+def class_of(plan: Plan, member: int) -> MixClass | None:
+    classes = [c for c in plan.classes if 100 + member in c.rows]
+    assert len(classes) <= 1
+    return classes[0] if classes else None
+
+
+def ones(*sources: int) -> Recipe:
+    return tuple((source, 1.0) for source in sources)
+
+
+def tone(frame: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    at = np.arange(frame * FRAME, (frame + 1) * FRAME) / 48_000
+    return (LOUD * np.sin(2 * np.pi * 440 * at)).astype(np.float32)
+
+
+# -- recipes --------------------------------------------------------------------------------------
+
+
+def test_silence_has_no_classes() -> None:
+    plan = new_plan(5)
+    on_stage(plan, [0, 1])
+    mix(plan, [])
+    assert plan.classes == []
+
+
+def test_one_who_talks_makes_one_class() -> None:
+    plan = new_plan(5)
+    on_stage(plan, [0, 1])
+    mix(plan, [0])
+    assert found(plan) == {ones(0): {1, 2, 3, 4}}
+
+
+def test_those_who_talk_hear_all_but_themselves() -> None:
+    plan = new_plan(6)
+    on_stage(plan, [0, 1, 2])
+    mix(plan, [0, 1, 2])
+    assert found(plan) == {
+        ones(0, 1, 2): {3, 4, 5},
+        ones(1, 2): {0},
+        ones(0, 2): {1},
+        ones(0, 1): {2},
+    }
+
+
+def test_classes_follow_activity_not_seats() -> None:
+    plan = new_plan(100)
+    on_stage(plan, range(10))
+    mix(plan, [2, 5, 7])
+    assert len(plan.classes) == 4
+    assert found(plan)[ones(2, 5, 7)] == set(range(100)) - {2, 5, 7}
+
+
+def test_the_audience_comes_first() -> None:
+    plan = new_plan(4)
+    on_stage(plan, [0, 1])
+    mix(plan, [0, 1])
+    assert plan.classes[0].recipe == ones(0, 1)
+
+
+def test_a_space_of_speakers_only() -> None:
+    plan = new_plan(2)
+    on_stage(plan, [0, 1])
+    mix(plan, [0, 1])
+    assert found(plan) == {ones(1): {0}, ones(0): {1}}
+
+
+def test_own_numbers_count_while_their_source_sounds() -> None:
+    plan = new_plan(6)
+    on_stage(plan, [0, 1])
+    plan.set_gain(4, 1, 0.0)  # a block
+    plan.set_gain(5, 1, 0.5)  # a volume
+    mix(plan, [0])
+    assert found(plan) == {ones(0): {1, 2, 3, 4, 5}}
+    mix(plan, [0, 1])
+    assert found(plan) == {
+        ones(0, 1): {2, 3},
+        ones(1): {0},
+        ones(0): {1, 4},
+        ((0, 1.0), (1, 0.5)): {5},
+    }
+
+
+def test_a_gain_of_one_is_no_number_of_ones_own() -> None:
+    plan = new_plan(3)
+    plan.set_gain(2, 0, 0.5)
+    plan.set_gain(2, 0, 1.0)
+    mix(plan, [0, 1])
+    assert found(plan) == {ones(0, 1): {0, 1, 2}}
+
+
+def test_a_block_of_the_only_one_who_talks_is_silence() -> None:
+    plan = new_plan(3)
+    plan.set_gain(2, 0, 0.0)
+    mix(plan, [0])
+    assert found(plan) == {ones(0): {0, 1}}
+
+
+def test_members_come_and_go() -> None:
+    plan = new_plan(3)
+    on_stage(plan, [0])
+    mix(plan, [0])
+    assert not plan.changed
+    plan.add_member(7, 107)
+    assert plan.changed
+    mix(plan, [0])
+    assert found(plan) == {ones(0): {1, 2, 7}}
+    plan.remove_member(1)
+    assert plan.changed
+    mix(plan, [0])
+    assert found(plan) == {ones(0): {2, 7}}
+    plan.remove_member(0)  # may sound on for a tick
+    mix(plan, [0])
+    assert found(plan) == {ones(0): {2, 7}}
+
+
+def test_numbers_go_with_their_member() -> None:
+    plan = new_plan(3)
+    plan.set_gain(2, 0, 0.0)
+    plan.remove_member(2)
+    plan.add_member(2, 102)
+    mix(plan, [0])
+    assert found(plan) == {ones(0): {0, 1, 2}}
+
+
+def lines_run(plan: Plan, active: list[int]) -> int:
+    """How many lines of Python a rebuild runs."""
+    count = 0
+
+    def trace(_frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        plan.rebuild(active, 0)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_members_without_numbers_of_their_own_cost_nothing() -> None:
+    costs = []
+    for members in (20, 5_000):
+        plan = new_plan(members)
+        on_stage(plan, range(5))
+        plan.set_gain(10, 0, 0.5)
+        mix(plan, [0, 1])
+        costs.append([lines_run(plan, active) for active in ([0, 1, 2], [0], [], [3])])
+    assert costs[0] == costs[1]
+
+
+# -- switching ------------------------------------------------------------------------------------
+
+
+def test_a_class_that_splits_off_forks_the_encoder() -> None:
+    plan = new_plan(5)
+    on_stage(plan, [0, 1])
+    mix(plan, [0])
+    parent = class_of(plan, 1)
+    assert parent is not None
+    parent.limiter_gain = 0.7
+    for frame in range(20):
+        parent.encoder.encode(tone(frame))
+    mix(plan, [0, 1])
+    twin = class_of(plan, 1)
+    assert twin is not None
+    assert twin is not parent
+    assert class_of(plan, 4) is parent
+    assert (twin.live, twin.limiter_gain) == (True, 0.7)
+    cold = Encoder(complexity=0)
+    packets = [
+        [c.encode(tone(frame)) for frame in range(20, 40)]
+        for c in (parent.encoder, twin.encoder, cold)
+    ]
+    assert packets[0] == packets[1]
+    assert packets[0][0] != packets[2][0]  # so there is something to inherit
+
+
+def test_the_largest_group_keeps_the_class() -> None:
+    plan = new_plan(10)
+    mix(plan, [0, 1])
+    for hearer in (7, 8, 9):
+        plan.set_gain(hearer, 0, 0.5)
+    mix(plan, [0, 1])
+    three = class_of(plan, 7)
+    plan.set_gain(7, 0, 0.2)
+    mix(plan, [0, 1])
+    assert class_of(plan, 8) is class_of(plan, 9) is three
+    assert class_of(plan, 7) not in (three, class_of(plan, 0))
+
+
+def test_a_class_goes_on_when_its_recipe_changes() -> None:
+    plan = new_plan(6)
+    on_stage(plan, [0, 1, 2])
+    mix(plan, [0])
+    mix(plan, [0, 1])
+    own = class_of(plan, 1)
+    mix(plan, [0, 1, 2])
+    assert class_of(plan, 1) is own
+    mix(plan, [1, 2])
+    assert class_of(plan, 1) is own
+
+
+def split() -> tuple[Plan, MixClass]:
+    """A plan where member 2's class has the audience's recipe again since 1,000 ms."""
+    plan = new_plan(5)
+    plan.set_gain(2, 0, 0.5)
+    mix(plan, [0], 0)
+    own = class_of(plan, 2)
+    assert own is not None
+    plan.set_gain(2, 0, 1.0)
+    mix(plan, [0], 1_000 * MS)
+    assert class_of(plan, 2) is own
+    assert [c.recipe for c in plan.classes] == [ones(0), ones(0)]
+    return plan, own
+
+
+@pytest.mark.parametrize("peak", [QUIET_PEAK, 0.0])
+def test_a_held_class_joins_when_it_is_quiet(peak: float) -> None:
+    plan, own = split()
+    own.peak = peak
+    plan.join_held(1_020 * MS)
+    assert found(plan) == {ones(0): {0, 1, 2, 3, 4}}
+    mix(plan, [0], 1_040 * MS)
+    assert found(plan) == {ones(0): {0, 1, 2, 3, 4}}
+
+
+def test_a_held_class_does_not_join_while_it_is_loud() -> None:
+    plan, own = split()
+    own.peak = QUIET_PEAK * 1.01
+    plan.join_held(1_000 * MS + HOLD_NS - 1)
+    assert class_of(plan, 2) is own
+    plan.join_held(1_000 * MS + HOLD_NS)
+    assert class_of(plan, 2) is class_of(plan, 0)
+
+
+def test_the_time_to_hold_is_not_begun_anew_by_other_changes() -> None:
+    plan, own = split()
+    for ms in range(1_200, 3_000, 200):
+        plan.add_member(ms, 100 + ms)
+        mix(plan, [0] if ms % 400 else [0, 1], ms * MS)
+        assert class_of(plan, 2) is own
+    mix(plan, [0], 1_000 * MS + HOLD_NS)
+    assert class_of(plan, 2) is class_of(plan, 0)
+
+
+def test_a_held_class_may_part_again() -> None:
+    plan, own = split()
+    plan.set_gain(2, 0, 0.3)
+    mix(plan, [0], 1_100 * MS)
+    assert class_of(plan, 2) is own
+    assert own.held_since_ns is None
+    mix(plan, [0], 1_100 * MS + 2 * HOLD_NS)
+    assert class_of(plan, 2) is own
+
+
+def test_a_pause_ends_the_holding() -> None:
+    plan, _ = split()
+    mix(plan, [], 1_100 * MS)
+    mix(plan, [0], 1_120 * MS)
+    assert found(plan) == {ones(0): {0, 1, 2, 3, 4}}
+
+
+def test_two_that_become_alike_join_each_other() -> None:
+    plan = new_plan(6)
+    plan.set_gain(4, 0, 0.5)
+    plan.set_gain(5, 0, 0.25)
+    mix(plan, [0])
+    plan.set_gain(5, 0, 0.5)
+    mix(plan, [0])
+    assert len(plan.classes) == 3
+    mix(plan, [0], HOLD_NS)
+    assert found(plan) == {ones(0): {0, 1, 2, 3}, ((0, 0.5),): {4, 5}}
+
+
+def test_a_class_that_begins_is_cold() -> None:
+    plan = new_plan(3)
+    on_stage(plan, [0])
+    plan.rebuild([0], 0)
+    (audience,) = plan.classes
+    assert not audience.live
+
+
+# -- anything -------------------------------------------------------------------------------------
+
+MEMBERS = 7
+GAIN = st.sampled_from([0.0, 0.5, 1.0])
+WHO = st.integers(0, MEMBERS - 1)
+CHANGES = st.one_of(
+    st.tuples(st.just("gain"), WHO, WHO, GAIN),
+    st.tuples(st.just("here"), WHO),
+    st.tuples(st.just("tick"), st.sets(st.integers(0, 3)), st.booleans(), st.integers(20, 900)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(CHANGES, max_size=40))
+def test_every_member_hears_exactly_what_they_should(changes: list[tuple[Any, ...]]) -> None:
+    plan = new_plan(MEMBERS)
+    here = set(range(MEMBERS))
+    gains: dict[tuple[int, int], float] = {}
+    now_ns = 0
+    for what, *arguments in [*changes, ("tick", {0, 1, 2}, True, 20)]:
+        if what == "gain":
+            hearer, source, gain = arguments
+            if hearer in here:
+                plan.set_gain(hearer, source, gain)
+                gains[hearer, source] = gain
+        elif what == "here":
+            (member,) = arguments
+            if member in here:
+                here.discard(member)
+                plan.remove_member(member)
+                gains = {k: g for k, g in gains.items() if k[0] != member}
+            else:
+                here.add(member)
+                plan.add_member(member, 100 + member)
+        else:
+            active, loud, ms = arguments
+            now_ns += ms * MS
+            mix(plan, active, now_ns, peak=LOUD if loud else 0.0)
+            check(plan, here, gains, sorted(active))
+            held = [c for c in plan.classes if c.held_since_ns is not None]
+            assert loud or not held, "held although it is quiet"
+
+
+def check(
+    plan: Plan, here: set[int], gains: dict[tuple[int, int], float], active: list[int]
+) -> None:
+    expected = {m: tuple((s, g) for s in active if (g := gains.get((m, s), 1.0))) for m in here}
+    heard: dict[int, Recipe] = {}
+    for mix_class in plan.classes:
+        assert mix_class.recipe
+        assert len(mix_class.rows)
+        for row in mix_class.rows.tolist():
+            assert row - 100 not in heard, "in two classes"
+            heard[row - 100] = mix_class.recipe
+    assert heard == {m: recipe for m, recipe in expected.items() if recipe}
+    prime = [c.recipe for c in plan.classes if c.held_since_ns is None]
+    assert len(set(prime)) == len(prime) == len(set(heard.values())), "one class a recipe, but held"
