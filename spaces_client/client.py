@@ -119,8 +119,7 @@ class Received:
     highest: int = -1
 
     def count(self, counter: int) -> None:
-        if self.first < 0:
-            self.first = counter
+        self.first = counter if self.first < 0 else min(self.first, counter)
         self.packets += 1
         self.highest = max(self.highest, counter)
 
@@ -130,7 +129,7 @@ class Received:
 
     @property
     def lost(self) -> int:
-        return max(0, self.expected - self.packets)
+        return self.expected - self.packets
 
 
 class Client:
@@ -145,7 +144,7 @@ class Client:
         now_ns: int,
         address: bytes = b"",
         bitrate: int = 32_000,
-        complexity: int = 5,
+        complexity: int = 10,
     ) -> None:
         """private_key: 32 bytes, who one is.  address: the server's, as the network names it."""
         self.link = link
@@ -167,6 +166,7 @@ class Client:
         self._last_id = 0
         self._own_requests: set[int] = set()  # ids of requests for missing updates
         self._asked_ns = -ASK_AGAIN_NS
+        self._joined_ns = now_ns
         self._gap_ns: int | None = None  # when a gap in a talkspurt would be one
         self._probes = 0
         self._give_up_ns = now_ns + CONNECT_TIMEOUT_NS
@@ -255,10 +255,11 @@ class Client:
                 case Media():
                     events += self._receive_media(event, now_ns)
                 case Message(message):
-                    events += self._receive_frame(message)
+                    events += self._receive_frame(message, now_ns)
                 case Pong(rtt_ns, status):
                     self.rtt_ns = rtt_ns
-                    self.view.newest = max(self.view.newest, status)
+                    if now_ns - rtt_ns >= self._joined_ns:  # else it may be of another space
+                        self.view.newest = max(self.view.newest, status)
                 case session.Closed(code, text):
                     events += self._closed(text or "the server closed the session", code)
         self._catch_up(now_ns)
@@ -287,7 +288,7 @@ class Client:
         self._probes = 0
         return [Heard(audio)]
 
-    def _receive_frame(self, message: bytes) -> list[ClientEvent]:
+    def _receive_frame(self, message: bytes, now_ns: int) -> list[ClientEvent]:
         try:
             frame = frames.decode(message)
         except FrameError:
@@ -296,6 +297,7 @@ class Client:
             case frames.Joined(space=space, you=you, snapshot=snapshot):
                 self.view = SpaceView(id=space)
                 self.view.take(you, snapshot)
+                self._joined_ns = now_ns
             case frames.State(you=you, snapshot=snapshot):
                 self.view.take(you, snapshot)
             case frames.Updates(first=first, updates=updates):

@@ -18,7 +18,7 @@ class Talker:
     noise every 400 ms of silence; that one packet begins no talkspurt and is not sent.
     """
 
-    def __init__(self, *, bitrate: int = 32_000, complexity: int = 5, timestamp: int = 0) -> None:
+    def __init__(self, *, bitrate: int = 32_000, complexity: int = 10, timestamp: int = 0) -> None:
         """bitrate: bit/s; timestamp: of the first sample, at best random (u32)."""
         self._encoder = Encoder(bitrate=bitrate, complexity=complexity, dtx=True)
         self._timestamp = timestamp

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import segno
@@ -15,7 +15,7 @@ from protocol.link import DEFAULT_PORT, Link
 from protocol.noise import public_key
 from protocol.opus import LIBRARY
 from spaces_server import AGENT
-from spaces_server.config import ConfigError, guess_public_host, read_toml
+from spaces_server.config import ConfigError, check_public_host, guess_public_host, read_toml
 from spaces_server.demo import DemoError, run_demo, show_summary
 from spaces_server.net.transport import TransportError
 from spaces_server.node import Limits
@@ -33,16 +33,27 @@ def _options_from_toml(context: click.Context, _parameter: Any, path: Path | Non
         values = read_toml(path)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
-    known = {parameter.name for parameter in context.command.params}
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise click.ClickException(f"{path}: there is no option {unknown[0]!r}; see --help")
+    options = {parameter.name: parameter for parameter in context.command.params}
+    for name, value in values.items():
+        if name not in options or name == "config":
+            raise click.ClickException(f"{path}: there is no option {name!r}; see --help")
+        try:
+            options[name].type_cast_value(context, value)
+        except click.BadParameter as error:
+            raise click.ClickException(f"{path}: {name}: {error.message}") from error
     context.default_map = values
     return path
 
 
+def _check_public_host(_context: Any, _parameter: Any, host: str | None) -> str | None:
+    try:
+        return None if host is None else check_public_host(host)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(message=f"{AGENT}, libopus {LIBRARY.version} ({LIBRARY.origin})")
+@click.version_option(AGENT, message=f"%(version)s, libopus {LIBRARY.version} ({LIBRARY.origin})")
 def main() -> None:
     """Host live audio rooms."""
 
@@ -64,6 +75,7 @@ def main() -> None:
 )
 @click.option(
     "--public-host",
+    callback=_check_public_host,
     help="Name or address under which people reach this server; it goes into the links. "
     "[default: an address of this machine]",
 )
@@ -79,7 +91,7 @@ def main() -> None:
 )
 @click.option(
     "--complexity",
-    default=5,
+    default=8,
     type=click.IntRange(0, 10),
     help="Of the mix's Opus encoders; lower costs less CPU and sounds a little worse.",
 )
@@ -92,7 +104,7 @@ def main() -> None:
 @click.option("--max-spaces", default=1_000, type=click.IntRange(1), help="At once.")
 @click.option(
     "--stats",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    type=click.File("w", lazy=False),  # opened now: the end would be late to hear of a bad name
     help="Write figures of the whole run to this file, as JSON, when the server stops.",
 )
 @click.option(
@@ -109,14 +121,14 @@ def run(
     stage_size: int,
     max_people: int,
     max_spaces: int,
-    stats: Path | None,
+    stats: TextIO | None,
     qr: bool | None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C.
 
-    Every option can be given as a flag, as an environment variable (--max-people is
-    SPACES_MAX_PEOPLE) or in a TOML file (max-people = 500), in this order of precedence. The link
-    goes to standard output, the log to standard error.
+    Every option can be given as a flag (--port 5005), as an environment variable (SPACES_PORT=5005)
+    or in a TOML file (port = 5005), in this order of precedence. The link goes to standard output,
+    the log to standard error.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     limits = Limits(
@@ -142,7 +154,7 @@ async def _serve(
     host: str,
     port: int,
     public_host: str | None,
-    stats: Path | None,
+    stats: TextIO | None,
     qr: bool | None,
 ) -> None:
     server = Server(key, limits, stats)

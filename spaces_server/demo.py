@@ -28,7 +28,7 @@ from rich.table import Table
 
 STARTUP_S = 20.0
 ENDING_S = 20.0
-LEAD_S = 1  # the speakers stay a little longer than the listeners
+STAGE_S = 3_600  # at most; the speakers are stopped when the listeners have done
 
 
 class DemoError(Exception):
@@ -79,7 +79,12 @@ class _Process:
     def last_error(self) -> str:
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
-        return lines[-1] if lines else "it ended without a word"
+        return lines[-1].removeprefix("Error: ") if lines else "it ended without a word"
+
+    def check(self) -> None:
+        """Raises DemoError if it has ended."""
+        if self._process.poll() is not None:
+            raise DemoError(f"{self.name} failed: {self.last_error()}")
 
     def stop(self) -> float:
         """Ends it; -> the CPU time it took, s, as the operating system counts it."""
@@ -114,6 +119,9 @@ def run_demo(
     Raises DemoError."""
     console = Console(stderr=True, quiet=quiet)
     with ExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the children are to end too
+            before = signal.signal(number, signal.default_int_handler)
+            stack.callback(signal.signal, number, before)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stats_file = folder / "stats.json"
         server = _Process(
@@ -126,7 +134,7 @@ def run_demo(
             raise DemoError(f"the server did not start: {server.last_error()}")
         stage = _Process(
             stack, "the speakers", "spaces_client", "crowd", link,
-            speakers=speakers, listeners=0, seconds=seconds + 2 * LEAD_S, voices=voices,
+            speakers=speakers, listeners=0, seconds=STAGE_S, voices=voices,
         )  # fmt: skip
         joined = stage.event("joined", STARTUP_S)
         invitation = f"{speakers} speak; join with:  spaces join '{joined['link']}'"
@@ -135,9 +143,10 @@ def run_demo(
             stack, "the listeners", "spaces_client", "crowd", joined["link"],
             speakers=0, listeners=listeners, seconds=seconds, record=output,
         )  # fmt: skip
-        heard = _watch(audience, seconds, listeners, console)
-        said = stage.event("summary", ENDING_S + LEAD_S)
-        crowd_cpu_s = stage.stop() + audience.stop()
+        heard = _watch(audience, [server, stage], seconds, listeners, console)
+        crowd_cpu_s = audience.stop() + stage.stop()
+        said = stage.event("summary", ENDING_S)
+        server.check()
         server_cpu_s = server.stop()
         server_s = time.monotonic() - server_started
         stats = json.loads(stats_file.read_text())
@@ -145,7 +154,9 @@ def run_demo(
     return _summary(seconds, joined["link"], output, stats, said, heard) | cpu
 
 
-def _watch(audience: _Process, seconds: int, listeners: int, console: Console) -> dict[str, Any]:
+def _watch(
+    audience: _Process, others: list[_Process], seconds: int, listeners: int, console: Console
+) -> dict[str, Any]:
     """Shows progress until the audience's summary is there."""
     columns = (
         TextColumn("{task.description}"),
@@ -157,6 +168,8 @@ def _watch(audience: _Process, seconds: int, listeners: int, console: Console) -
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{listeners} listen", total=seconds, packets=0)
         while (line := audience.line(ENDING_S)) is not None:
+            for other in others:
+                other.check()
             event: dict[str, Any] = json.loads(line)
             if event["event"] == "summary":
                 progress.update(task, completed=seconds)

@@ -19,6 +19,7 @@ from protocol.frames import Greeting, decode_greeting, encode_greeting
 from protocol.noise import Handshake, NoiseError, public_key
 from protocol.packets import (
     COOKIE_BYTES,
+    NO_COOKIE,
     VERSION,
     Hello,
     Kind,
@@ -70,8 +71,10 @@ class _Cookies:
     changed_ns: int = -COOKIE_LIFETIME_NS
 
     def _turn(self, now_ns: int) -> None:
-        if now_ns - self.changed_ns >= COOKIE_LIFETIME_NS:
-            self.previous = self.secret or self.entropy(32)
+        age_ns = now_ns - self.changed_ns
+        if age_ns >= COOKIE_LIFETIME_NS:
+            lives_on = self.secret and age_ns < 2 * COOKIE_LIFETIME_NS
+            self.previous = self.secret if lives_on else self.entropy(32)
             self.secret = self.entropy(32)
             self.changed_ns = now_ns
 
@@ -179,7 +182,9 @@ class Endpoint:
         if hello.key_id != self._key_id:
             self._refuse(hello, Refusal.WRONG_KEY, address)
             return
-        if self._under_load(now_ns) and not self._cookies.valid(hello.cookie, address, now_ns):
+        # A cookie that was not asked for must be right as well: Noise does not cover it.
+        asked = self._under_load(now_ns) or hello.cookie != NO_COOKIE
+        if asked and not self._cookies.valid(hello.cookie, address, now_ns):
             self.dropped["cookie asked"] += 1
             cookie = self._cookies.make(address, now_ns)
             self.outbox.append((pack_cookie(hello.client_index, cookie), address))
@@ -199,7 +204,8 @@ class Endpoint:
             self._window_start_ns = now_ns
             self._window_hellos = 0
         self._window_hellos += 1
-        return self._window_hellos > self.cookies_above or len(self._half_open) > MAX_HALF_OPEN // 2
+        places = min(MAX_HALF_OPEN, self.max_sessions - len(self.sessions))
+        return self._window_hellos > self.cookies_above or len(self._half_open) > places // 2
 
     def _refuse(self, hello: Hello, code: Refusal, address: bytes) -> None:
         self.dropped[f"refused: {code.name.lower()}"] += 1

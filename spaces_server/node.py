@@ -61,7 +61,7 @@ class Limits:
     max_members: int = 20_000
     stage_size: int = 13
     bitrate: int = 32_000
-    complexity: int = 5
+    complexity: int = 8
     cookies_above: int = 200
 
 

@@ -12,8 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from protocol.connection import MS
 from spaces_server.mixer.source import FRAME_SAMPLES
@@ -31,7 +30,9 @@ log = logging.getLogger("spaces")
 class Server:
     """One server process.  `start`, then `wait`, which ends after `stop` or a signal."""
 
-    def __init__(self, private_key: bytes, limits: Limits, stats_file: Path | None = None) -> None:
+    def __init__(
+        self, private_key: bytes, limits: Limits, stats_file: TextIO | None = None
+    ) -> None:
         threads = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
         self.node = Node(
@@ -73,7 +74,7 @@ class Server:
     async def wait(self) -> None:
         """Until stopped: tells the clients, writes the figures, frees everything."""
         await self._stopping.wait()
-        log.info("stopping: telling %d clients", len(self.node.endpoint.sessions))
+        log.info("stopping, and telling the clients")
         self.node.shut_down(time.monotonic_ns())
         loop = asyncio.get_running_loop()
         end = loop.time() + GOODBYE_S
@@ -86,7 +87,7 @@ class Server:
         self._transport.close()
         self._pool.shutdown()
         if self._stats_file is not None:
-            self._stats_file.write_text(json.dumps(self.stats()))
+            json.dump(self.stats(), self._stats_file)
         log.info("stopped")
 
     def _receive(self, datagrams: list[tuple[bytes, bytes]]) -> None:

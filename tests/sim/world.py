@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -49,6 +49,7 @@ class Person:
     tone_hz: float
     phase_ns: int
     talking: bool = False
+    script: Iterator[NDArray[np.float32]] | None = None  # blocks to say instead of the tone
     said: int = 0  # samples
     heard: list[NDArray[np.float32]] = field(default_factory=list)
     heard_since_ns: int = 0
@@ -58,6 +59,8 @@ class Person:
     replies: Counter[int] = field(default_factory=Counter)
 
     def block(self) -> NDArray[np.float32]:
+        if self.script is not None:
+            return next(self.script, SILENCE)
         at = self.said % SECOND
         self.said += BLOCK
         return second_of(self.tone_hz)[at : at + BLOCK] if self.talking else SILENCE
@@ -80,17 +83,21 @@ Watch = Callable[["World"], None]
 class World:
     """Everything happens in the order of a heap of (time, number); nothing waits or sleeps."""
 
-    def __init__(self, seed: int, path: Path, limits: Limits | None = None) -> None:
+    def __init__(
+        self, seed: int, path: Path, limits: Limits | None = None, *, complexity: int = 0
+    ) -> None:
+        """complexity: of the people's encoders, and of the server's unless limits say it."""
         self.rng = random.Random(seed)
         self.now_ns = 1_000 * MS
         self.people: list[Person] = []
+        self.complexity = complexity
         self.after_tick: list[Watch] = []
         self.on_send: list[Callable[[bytes, bytes, bytes], None]] = []
         self.network = Network(self.rng, path, self._deliver_at, SERVER)
         self.node = Node(
             self.rng.randbytes(32),
             entropy=self.rng.randbytes,
-            limits=limits or Limits(complexity=0),
+            limits=limits or Limits(complexity=complexity),
         )
         self.link = Link("server", 5004, public_key(self.node.endpoint.private_key))
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
@@ -174,7 +181,7 @@ class World:
                 entropy=self.rng.randbytes,
                 now_ns=self.now_ns,
                 address=SERVER,
-                complexity=0,
+                complexity=self.complexity,
             ),
             f"client {number}".encode().ljust(28, b"."),
             tone_hz,
