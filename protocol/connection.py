@@ -37,6 +37,7 @@ from protocol.sealing import Opener, Sealer, SessionKeys
 MS = 1_000_000  # nanoseconds
 KEEPALIVE_NS = 5_000 * MS  # NAT bindings for UDP live 30 s or longer (RFC 4787, REQ-5)
 IDLE_TIMEOUT_NS = 30_000 * MS
+KEEPALIVE_REPEAT_NS = 1_000 * MS  # while the PONG is missing
 KEEPALIVE_BYTES = 256  # a ping from an address not yet proven pays for the way back
 CHALLENGE_REPEAT_NS = 200 * MS
 CHALLENGE_BYTES = 64  # at least the size of a datagram with a PING and a PONG
@@ -96,7 +97,10 @@ class Roamed:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    rtt_ns: int
+    """asked_ns: when its PING first went out; rtt_ns: None if it went out more than once."""
+
+    asked_ns: int
+    rtt_ns: int | None
     status: int
 
 
@@ -152,7 +156,8 @@ class Connection:
         self._heard_ns = now_ns
         self._pinged_ns = now_ns
         self._ping_token = b""  # of the ping that is out; empty: none
-        self._token_made_ns = now_ns
+        self._asked_ns = now_ns
+        self._ping_repeated = False
         self._ping_due = False
         self._ping_pad_bytes = 0
         self._pongs: deque[bytes] = deque(maxlen=MAX_QUEUED_PONGS)
@@ -241,9 +246,10 @@ class Connection:
                     self._ping_due = False  # the same question was about to be asked again
                     if address == self.address:
                         self.credit_bytes = None
-                    rtt_ns = now_ns - self._token_made_ns
-                    self._channel.observe_rtt(rtt_ns)
-                    events.append(Pong(rtt_ns, status))
+                    rtt_ns = None if self._ping_repeated else now_ns - self._asked_ns
+                    if rtt_ns is not None:
+                        self._channel.observe_rtt(rtt_ns)
+                    events.append(Pong(self._asked_ns, rtt_ns, status))
             elif kind == Chunk.CLOSE:
                 (code,) = _CODE.unpack_from(body)
                 if self.state is State.OPEN:
@@ -275,11 +281,12 @@ class Connection:
     def ping(self, now_ns: int, *, pad_bytes: int = 0) -> None:
         """Asks for a PONG.  pad_bytes: fill the datagram up to this size; what comes from a new
         address is what the server may send there until it is proven."""
-        # While an address is to be proven, the same token goes out again: a new one would turn the
-        # PONG that is on its way into an answer to nothing, for ever if the path is slow.
-        if self.credit_bytes is None or not self._ping_token:
+        # Until it is answered the same token goes out again: a new one would turn the PONG that is
+        # on its way into an answer to nothing, for ever if the path is slow.
+        self._ping_repeated = bool(self._ping_token)
+        if not self._ping_token:
             self._ping_token = self._entropy(TOKEN_BYTES)
-            self._token_made_ns = now_ns
+            self._asked_ns = now_ns
         self._pinged_ns = now_ns
         self._ping_due = True
         self._ping_pad_bytes = pad_bytes
@@ -331,7 +338,9 @@ class Connection:
         """When the next ping is due: soon if an address is to be proven, else to keep alive."""
         if self.credit_bytes is not None and self.credit_bytes >= CHALLENGE_BYTES:
             return self._pinged_ns + CHALLENGE_REPEAT_NS
-        return self._pinged_ns + KEEPALIVE_NS if self._keep_alive else math.inf
+        if not self._keep_alive:
+            return math.inf
+        return self._pinged_ns + (KEEPALIVE_REPEAT_NS if self._ping_token else KEEPALIVE_NS)
 
     def _lost(self, code: CloseCode, text: str, now_ns: int) -> list[Event]:
         self._finish(now_ns)

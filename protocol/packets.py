@@ -9,9 +9,9 @@ other datagram is sealed:
     |  u8  |   u8    |   u16    |     u32      | 8 bytes|16 bytes| 224 bytes             |
     +------+---------+----------+--------------+--------+--------+-----------------------+
     WELCOME  server -> client, at most 256 bytes
-    +------+---------+----------+--------------+--------------+--------------------------+
-    | 0x02 | version | reserved | client index | server index | Noise IK message 2       |
-    +------+---------+----------+--------------+--------------+--------------------------+
+    +------+---------+----------+--------------+-----------------------------------------+
+    | 0x02 | version | reserved | client index | Noise IK message 2, the server index in |
+    +------+---------+----------+--------------+-----------------------------------------+
     COOKIE   server -> client, 24 bytes
     +------+---------+----------+--------------+----------------------+
     | 0x03 | version | reserved | client index | cookie, 16 bytes     |
@@ -45,6 +45,7 @@ HELLO_BYTES = 256
 HELLO_PAYLOAD_BYTES = HELLO_BYTES - 32 - 32 - 48 - 16  # what Noise leaves for the payload
 COOKIE_BYTES = 16
 KEY_ID_BYTES = 8
+INDEX_BYTES = 4
 NO_COOKIE = bytes(COOKIE_BYTES)
 
 COUNTER_LIMIT = 1 << 56
@@ -75,7 +76,7 @@ class MalformedPacketError(ValueError):
 
 
 _HELLO = struct.Struct(f">BBHI{KEY_ID_BYTES}s{COOKIE_BYTES}s")
-_WELCOME = struct.Struct(">BBHII")
+_WELCOME = struct.Struct(">BBHI")
 _COOKIE = struct.Struct(f">BBHI{COOKIE_BYTES}s")
 _REFUSED = struct.Struct(">BBHI")
 _SEALED = struct.Struct(">QI")
@@ -83,8 +84,7 @@ _SEALED = struct.Struct(">QI")
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What a client sends first.  ``prologue`` is what both ends feed to Noise: the fixed part
-    without the cookie, so that a HELLO repeated with a cookie needs no new handshake state."""
+    """What a client sends first.  All of it is authenticated: its clear part is the prologue."""
 
     version: int
     client_index: int
@@ -100,7 +100,7 @@ class Hello:
 
     @property
     def prologue(self) -> bytes:
-        return b"spaces" + struct.pack(">BI", self.version, self.client_index) + self.key_id
+        return self.pack()[: _HELLO.size]
 
     @classmethod
     def unpack(cls, data: bytes) -> "Hello":
@@ -115,24 +115,22 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
+    """The answer.  Its Noise payload begins with the server index, so that it is authentic."""
+
     client_index: int
-    server_index: int
     noise: bytes
 
     def pack(self) -> bytes:
-        return (
-            _WELCOME.pack(Kind.WELCOME, VERSION, 0, self.client_index, self.server_index)
-            + self.noise
-        )
+        return _WELCOME.pack(Kind.WELCOME, VERSION, 0, self.client_index) + self.noise
 
     @classmethod
     def unpack(cls, data: bytes) -> "Welcome":
         if not _WELCOME.size < len(data) <= HELLO_BYTES:
             raise MalformedPacketError(f"WELCOME of {len(data)} bytes")
-        _, version, reserved, client_index, server_index = _WELCOME.unpack_from(data)
+        _, version, reserved, client_index = _WELCOME.unpack_from(data)
         if version != VERSION or reserved:
             raise MalformedPacketError("WELCOME of another version")
-        return cls(client_index, server_index, data[_WELCOME.size :])
+        return cls(client_index, data[_WELCOME.size :])
 
 
 def key_id(public_key: bytes) -> bytes:

@@ -81,6 +81,7 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "HELLO_PAYLOAD_BYTES": "length of the padded greeting in a HELLO",
         "COOKIE_BYTES": "a cookie",
         "KEY_ID_BYTES": "a key id",
+        "INDEX_BYTES": "an index",
         "COUNTER_LIMIT": "what fits into the counter field",
         "CAPTURE_UNIT_SAMPLES": "unit of `capture` in a mix (2.5 ms)",
         "MAX_AUDIBLE": "speakers listed in one packet of a mix",
@@ -117,6 +118,7 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
     },
     connection: {
         "KEEPALIVE_NS": "a client pings when its last PING is this old",
+        "KEEPALIVE_REPEAT_NS": "time from a keep-alive PING to the next, while there is no PONG",
         "KEEPALIVE_BYTES": "size to which the datagram of a keep-alive PING is padded",
         "IDLE_TIMEOUT_NS": "a session is lost when nothing authentic has come for this long",
         "CHALLENGE_REPEAT_NS": "repetition of the PING to an address not yet proven",
@@ -360,10 +362,10 @@ def example() -> dict[str, bytes]:
         static=server_static,
     )
     greeting = frames.encode_greeting("example client", packets.HELLO_PAYLOAD_BYTES)
-    answer = frames.encode_greeting("example server")
+    answer = server_index.to_bytes(packets.INDEX_BYTES) + frames.encode_greeting("example server")
     hello = Hello(packets.VERSION, client_index, name, packets.NO_COOKIE, client.write(greeting))
     server.read(hello.noise)
-    welcome = Welcome(client_index, server_index, server.write(answer))
+    welcome = Welcome(client_index, server.write(answer))
     client.read(welcome.noise)
     to_server, to_client = client.split()
     keys = SessionKeys.derive(send=to_server.key, receive=to_client.key)
@@ -398,7 +400,7 @@ def example() -> dict[str, bytes]:
         "prologue": bare.prologue,
         "client greeting": greeting,
         "HELLO": hello.pack(),
-        "server greeting": answer,
+        "server payload": answer,
         "WELCOME": welcome.pack(),
         "handshake hash": client.hash,
         "split: client to server": to_server.key,

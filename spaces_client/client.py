@@ -24,6 +24,7 @@ from protocol.link import Link
 from protocol.noise import Handshake, NoiseError
 from protocol.packets import (
     HELLO_PAYLOAD_BYTES,
+    INDEX_BYTES,
     MAX_DATAGRAM_BYTES,
     NO_COOKIE,
     VERSION,
@@ -164,6 +165,7 @@ class Client:
         self._connection: Connection | None = None
         self._outbox: list[bytes] = []
         self._last_id = 0
+        self._leave_id = 0  # of the request to leave; the others begin with 1
         self._own_requests: set[int] = set()  # ids of requests for missing updates
         self._asked_ns = -ASK_AGAIN_NS
         self._joined_ns = now_ns
@@ -175,7 +177,7 @@ class Client:
     # -- handshake --------------------------------------------------------------------------
 
     def _greet(self, cookie: bytes, now_ns: int) -> None:
-        """Begins a handshake (with a cookie: only the first part of the same HELLO changes)."""
+        """Begins a handshake: everything in a HELLO is authenticated, the cookie too."""
         self._index = int.from_bytes(self._entropy(4))
         empty = Hello(VERSION, self._index, key_id(self.link.key), cookie, b"")
         self._handshake = Handshake(
@@ -202,10 +204,7 @@ class Client:
             elif data[0] == Kind.COOKIE:
                 index, cookie = unpack_cookie(data)
                 if index == self._index and cookie != self._hello.cookie:
-                    self._hello = Hello(
-                        VERSION, index, self._hello.key_id, cookie, self._hello.noise
-                    )
-                    self._outbox.append(self._hello.pack())
+                    self._greet(cookie, now_ns)
             elif data[0] == Kind.REFUSED:
                 index, code = unpack_refused(data)
                 if index == self._index:
@@ -220,11 +219,11 @@ class Client:
         return []
 
     def _welcomed(self, welcome: Welcome, now_ns: int) -> list[ClientEvent]:
-        self._handshake.read(welcome.noise)
+        server_index = self._handshake.read(welcome.noise)[:INDEX_BYTES]
         send, receive = self._handshake.split()
         self._connection = Connection(
             SessionKeys.derive(send=send.key, receive=receive.key),
-            remote_index=welcome.server_index,
+            remote_index=int.from_bytes(server_index),
             address=self._address,
             now_ns=now_ns,
             entropy=self._entropy,
@@ -256,9 +255,9 @@ class Client:
                     events += self._receive_media(event, now_ns)
                 case Message(message):
                     events += self._receive_frame(message, now_ns)
-                case Pong(rtt_ns, status):
-                    self.rtt_ns = rtt_ns
-                    if now_ns - rtt_ns >= self._joined_ns:  # else it may be of another space
+                case Pong(asked_ns, rtt_ns, status):
+                    self.rtt_ns = self.rtt_ns if rtt_ns is None else rtt_ns
+                    if asked_ns >= self._joined_ns:  # else it may be of another space
                         self.view.newest = max(self.view.newest, status)
                 case session.Closed(code, text):
                     events += self._closed(text or "the server closed the session", code)
@@ -281,6 +280,8 @@ class Client:
             audio = DownlinkAudio.unpack(media.plaintext)
         except (MalformedPacketError, FrameError):
             return []
+        if self.view.me is None:
+            return []  # of a space that was left
         first, last = bool(audio.flags & AudioFlag.FIRST), bool(audio.flags & AudioFlag.LAST)
         self.playout.insert(audio.timestamp, audio.opus, now_ns, first=first, last=last)
         self.levels = {a.seat: a.level for a in audio.audible}
@@ -307,8 +308,10 @@ class Client:
                 self.view.me = you
                 return [Changed()]
             case frames.Ended(text=text):
-                self.view = SpaceView()
+                self._out_of_space()
                 return [Ended(text)]
+            case frames.Ok(re=self._leave_id):
+                self._out_of_space()
         if not isinstance(frame, frames.Reply):
             return []
         if frame.re not in self._own_requests:
@@ -320,6 +323,10 @@ class Client:
             self._own_requests.add(self.request(frames.Look))
             return []
         return [Changed()]
+
+    def _out_of_space(self) -> None:
+        self.view = SpaceView()
+        self._gap_ns = None
 
     def _catch_up(self, now_ns: int) -> None:
         """Asks for the updates that are missing, not more often than once a second."""
@@ -335,6 +342,8 @@ class Client:
             raise RuntimeError("not connected")
         self._last_id += 1
         self._connection.send(frames.encode(kind(id=self._last_id, **fields)))
+        if kind is frames.Leave:
+            self._leave_id = self._last_id
         return self._last_id
 
     @property
@@ -414,6 +423,8 @@ class Client:
         if self._connection is None:
             return min(self._hello_due_ns, self._give_up_ns)
         deadlines = [self._connection.deadline_ns]
+        if self.view.me is not None and self.view.behind:
+            deadlines.append(self._asked_ns + ASK_AGAIN_NS)
         if self._gap_ns is not None:
             deadlines.append(self._gap_ns)
         return min(deadlines)

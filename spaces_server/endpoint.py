@@ -19,6 +19,7 @@ from protocol.frames import Greeting, decode_greeting, encode_greeting
 from protocol.noise import Handshake, NoiseError, public_key
 from protocol.packets import (
     COOKIE_BYTES,
+    INDEX_BYTES,
     NO_COOKIE,
     VERSION,
     Hello,
@@ -220,11 +221,11 @@ class Endpoint:
         )
         try:
             greeting: Greeting = decode_greeting(noise.read(hello.noise))
-            answer = noise.write(encode_greeting(AGENT))
+            index = self._new_index()
+            answer = noise.write(index.to_bytes(INDEX_BYTES) + encode_greeting(AGENT))
         except NoiseError:
             self.dropped["forged hello"] += 1
             return
-        index = self._new_index()
         receive, send = noise.split()
         connection = Connection(
             SessionKeys.derive(send=send.key, receive=receive.key),
@@ -235,7 +236,7 @@ class Endpoint:
             keep_alive=False,
         )
         session = Session(index, noise.remote_static, connection, greeting.agent)
-        welcome = Welcome(hello.client_index, index, answer).pack()
+        welcome = Welcome(hello.client_index, answer).pack()
         while len(self._half_open) >= MAX_HALF_OPEN:
             self._forget_half_open()
         self._half_open[index] = _HalfOpen(
@@ -246,7 +247,7 @@ class Endpoint:
 
     def _new_index(self) -> int:
         while True:
-            index = int.from_bytes(self.entropy(4))
+            index = int.from_bytes(self.entropy(INDEX_BYTES))
             if index not in self.sessions and index not in self._half_open:
                 return index
 

@@ -117,8 +117,10 @@ def key_id(server_public: bytes) -> bytes:
     return hashlib.sha256(b"spaces key id" + server_public).digest()[:8]
 
 
-def prologue(client_index: int, server_public: bytes) -> bytes:
-    return b"spaces" + _u(VERSION, 1) + _u(client_index, 4) + key_id(server_public)
+def prologue(client_index: int, server_public: bytes, cookie: bytes) -> bytes:
+    """The clear part of a HELLO."""
+    clear = _u(HELLO, 1) + _u(VERSION, 1) + bytes(2) + _u(client_index, 4)
+    return clear + key_id(server_public) + cookie
 
 
 def public_key(private: bytes) -> bytes:
@@ -188,31 +190,34 @@ class Initiator:
     """One attempt at a handshake: the HELLO with one client index and one ephemeral key."""
 
     def __init__(
-        self, server_public: bytes, static: bytes, ephemeral: bytes, index: int, agent: str
+        self,
+        server_public: bytes,
+        static: bytes,
+        ephemeral: bytes,
+        index: int,
+        agent: str,
+        cookie: bytes,
     ) -> None:
         self.index = index
         self._static, self._ephemeral = static, ephemeral
-        self._key_id = key_id(server_public)
-        self.noise = Noise(prologue(index, server_public), server_public)
+        clear = prologue(index, server_public, cookie)
+        self.noise = Noise(clear, server_public)
         public = public_key(ephemeral)
         self.noise.hash(public)
         self.noise.mix(dh(ephemeral, server_public))
         sealed_static = self.noise.seal(public_key(static))
         self.noise.mix(dh(static, server_public))
-        self._message = public + sealed_static + self.noise.seal(greeting(agent).ljust(128, b"\0"))
-
-    def hello(self, cookie: bytes) -> bytes:
-        clear = _u(HELLO, 1) + _u(VERSION, 1) + bytes(2) + _u(self.index, 4)
-        return clear + self._key_id + cookie + self._message
+        sealed_greeting = self.noise.seal(greeting(agent).ljust(128, b"\0"))
+        self.hello = clear + public + sealed_static + sealed_greeting
 
     def read(self, welcome: bytes) -> tuple[int, str, bytes, bytes]:
         """Server index, agent and both split keys; InvalidTag or ValueError: not authentic."""
-        public = welcome[12:44]
+        public = welcome[8:40]
         self.noise.hash(public)
         self.noise.mix(dh(self._ephemeral, public))
         self.noise.mix(dh(self._static, public))
-        agent = read_greeting(self.noise.open(welcome[44:]))
-        return _n(welcome[8:12]), agent, *self.noise.split()
+        payload = self.noise.open(welcome[40:])
+        return _n(payload[:4]), read_greeting(payload[4:]), *self.noise.split()
 
 
 # --- Keys and sealing (6) -------------------------------------------------------------------------
@@ -262,7 +267,7 @@ class Opener:
         self._keys = {0: AESGCM(epoch_key(secret)), 1: AESGCM(epoch_key(following))}
         self._highest = -1
         self._seen = 0  # bit d: counter `highest - d` was accepted
-        self._first = 0
+        self._lowest = 0
         self._received = 0
 
     def open(self, datagram: bytes) -> bytes | None:
@@ -286,18 +291,17 @@ class Opener:
             return None
         if below >= 0 and self._seen >> below & 1:
             return None
-        if self._highest < 0:
-            self._first = counter
+        self._lowest = counter if self._highest < 0 else min(self._lowest, counter)
         if below < 0:
             self._seen = (self._seen << -below) & ((1 << (REPLAY_COUNTERS + 1)) - 1)
             self._highest, below = counter, 0
         self._seen |= 1 << below
-        self._received += counter >= self._first
+        self._received += 1
         return text
 
     def lost(self) -> int:
-        """Datagrams lost since the first one received (12.7)."""
-        return self._highest - self._first + 1 - self._received if self._highest >= 0 else 0
+        """Datagrams lost since the lowest one received (12.7)."""
+        return self._highest - self._lowest + 1 - self._received if self._highest >= 0 else 0
 
 
 # --- Chunks (7.1) and the reliable channel (8) ----------------------------------------------------
@@ -341,7 +345,7 @@ class ReliableSender:
         self._next_new = 0  # number of the next segment to be made
         self._window = 64
         self._congestion_segments = 10
-        self._recovery_end = 0  # losses below it do not halve again
+        self._recovery_end = 0  # until `next` is there, losses do not halve again
         self._srtt_ns = 0.0
         self._rttvar_ns = 0.0
         self._rto_ns = 1_000 * MS
@@ -432,13 +436,13 @@ class ReliableSender:
                 later += 1
             elif segment.sends == 1 and not segment.lost and later >= 3:
                 segment.lost = True
-                self._halve(segment.seq)
+                if ahead(self._queue[0].seq, self._recovery_end) <= 0:
+                    self._halve()
 
-    def _halve(self, seq: int) -> None:
-        if ahead(seq, self._recovery_end) <= 0:
-            self._congestion_segments = max(2, self._congestion_segments // 2)
-            out = sum(1 for segment in self._queue if segment.sends)
-            self._recovery_end = (self._queue[0].seq + out) % 2**32
+    def _halve(self) -> None:
+        self._congestion_segments = max(2, self._congestion_segments // 2)
+        out = sum(1 for segment in self._queue if segment.sends)
+        self._recovery_end = (self._queue[0].seq + out) % 2**32
 
     def on_time(self, now_ns: int) -> None:
         if self.timer_ns is None or now_ns < self.timer_ns:
@@ -449,8 +453,7 @@ class ReliableSender:
         for segment in self._queue:
             if segment.sends and not segment.acknowledged:
                 segment.lost = True
-        self._recovery_end = self._queue[0].seq
-        self._halve(self._queue[0].seq)
+        self._halve()
 
     def sample(self, rtt_ns: int) -> None:
         """RFC 6298, section 2, without the clock's granularity."""
@@ -915,7 +918,6 @@ class Client:
         self._last_ping_ns = self._heard_ns = now_ns
         self._catch_up: int | None = None  # the request under way
         self._catch_up_ns = now_ns - self.CATCH_UP_NS
-        self._in_talkspurt = False
         self._probes = 0
         self._probe_ns = NEVER_NS
         self._voice_start = _n(entropy(4))
@@ -961,8 +963,10 @@ class Client:
 
     def _begin(self, now_ns: int) -> None:
         index, ephemeral = _n(self._entropy(4)), self._entropy(32)
-        self._hello = Initiator(self._server_public, self._identity, ephemeral, index, self._agent)
-        self._outbox.append(self._hello.hello(self._cookie))
+        self._hello = Initiator(
+            self._server_public, self._identity, ephemeral, index, self._agent, self._cookie
+        )
+        self._outbox.append(self._hello.hello)
         self._begun_ns = now_ns
         self._repeat_ns = now_ns + 250 * MS
 
@@ -973,13 +977,11 @@ class Client:
         if kind == REFUSED and size == 8:
             self.refused = _n(datagram[2:4])
             self.state = "over"
-        elif datagram[1] != VERSION:
-            return
         elif kind == COOKIE and size == 24 and datagram[8:] != self._cookie:
             self._cookie = datagram[8:]
             self.cookies += 1
-            self._outbox.append(self._hello.hello(self._cookie))
-        elif kind == WELCOME and 60 <= size <= 256 and datagram[2:4] == bytes(2):
+            self._begin(now_ns)
+        elif kind == WELCOME and 60 <= size <= 256 and datagram[1:4] == _u(VERSION, 1) + bytes(2):
             try:
                 server_index, agent, to_server, to_client = self._hello.read(datagram)
             except (InvalidTag, ValueError):
@@ -1060,18 +1062,16 @@ class Client:
             self.view.newest = max(self.view.newest, status)
 
     def _media(self, kind: int, text: bytes, now_ns: int) -> None:
-        self._probes, self._probe_ns = 0, NEVER_NS
+        if self.view is None:
+            return
         if kind == FEED:
             batch = read_batch(text)
-            if batch and self.view is not None and batch["space"] == self.view.space:
+            if batch and batch["space"] == self.view.space:
                 self.view.take_batch(batch["first"], batch["updates"])
-        else:
-            mix = read_mix(text)
-            if mix is not None and self.view is not None:
-                self._in_talkspurt = not mix.flags & LAST
-                self.playout.put(mix, now_ns)
-        if self._in_talkspurt:
-            self._probe_ns = now_ns + self.PROBES_NS[0]
+        elif (mix := read_mix(text)) is not None:
+            self.playout.put(mix, now_ns)
+            self._probes = 0
+            self._probe_ns = NEVER_NS if mix.flags & LAST else now_ns + self.PROBES_NS[0]
 
     def _on_frame(self, frame: Frame, now_ns: int) -> None:
         self.frames.append(frame)
@@ -1085,7 +1085,6 @@ class Client:
             self.view.you = Member.read(frame["you"])
         if kind == "ended" or (kind == "ok" and asked == "leave"):
             self.view = None
-            self._in_talkspurt = False
             self._probe_ns = NEVER_NS
             self.playout.clear()
         if self.view is None:
@@ -1155,7 +1154,7 @@ class Client:
             if now_ns >= self._give_up_ns:
                 self.state = "over"
             elif now_ns >= self._repeat_ns:
-                self._outbox.append(self._hello.hello(self._cookie))
+                self._outbox.append(self._hello.hello)
                 self._repeat_ns = now_ns + 500 * MS
         elif self.state == "session":
             self._work(now_ns)

@@ -397,7 +397,7 @@ def test_a_ping_measures_the_way_and_brings_the_status() -> None:
     world.delay_ns = 35 * MS
     world.client.ping(world.now_ns)
     world.run(100)
-    assert of(Pong, world.client_events) == [Pong(70 * MS, 77)]
+    assert of(Pong, world.client_events) == [Pong(START_NS, 70 * MS, 77)]
 
 
 def test_the_client_keeps_the_session_alive_every_five_seconds() -> None:
@@ -672,9 +672,9 @@ def test_a_padded_ping_gives_room_at_once_and_its_answer_proves_the_address() ->
     answer = only(server.transmit(START_NS))
     assert server.spend(10 * 118 // 2), "half a dozen audio packets at once"
     pong = client.receive(answer, SERVER, START_NS + 30 * MS)
-    assert pong == [Pong(30 * MS, 77)]
+    assert pong == [Pong(START_NS, 30 * MS, 77)]
     proof = only(client.transmit(START_NS + 30 * MS))
-    assert server.receive(proof, AWAY, START_NS + 60 * MS) == [Pong(60 * MS, 0)]
+    assert server.receive(proof, AWAY, START_NS + 60 * MS) == [Pong(START_NS, 60 * MS, 0)]
     assert server.credit_bytes is None
     assert server.spend(10**9)
 

@@ -298,18 +298,18 @@ def test_the_hello_and_the_welcome() -> None:
     assert handshake.write(EXAMPLE["client greeting"]) == hello.noise
     welcome = Welcome.unpack(EXAMPLE["WELCOME"])
     assert welcome.client_index == hello.client_index
-    assert welcome.server_index.to_bytes(4) == EXAMPLE["server index"]
-    assert handshake.read(welcome.noise) == EXAMPLE["server greeting"]
+    assert EXAMPLE["server payload"][:4] == EXAMPLE["server index"]
+    assert handshake.read(welcome.noise) == EXAMPLE["server payload"]
     assert handshake.hash == EXAMPLE["handshake hash"]
     assert frames.decode_greeting(EXAMPLE["client greeting"]).agent == "example client"
-    assert frames.decode_greeting(EXAMPLE["server greeting"]).agent == "example server"
+    assert frames.decode_greeting(EXAMPLE["server payload"][4:]).agent == "example server"
     send, receive = handshake.split()
     assert send.key == EXAMPLE["split: client to server"]
     assert receive.key == EXAMPLE["split: server to client"]
 
 
 def test_a_server_takes_the_hello_and_its_client_the_answer() -> None:
-    scripted = iter([EXAMPLE["server ephemeral private"], EXAMPLE["server index"]])
+    scripted = iter([EXAMPLE["server index"], EXAMPLE["server ephemeral private"]])
     server = Endpoint(EXAMPLE["server static private"], lambda _: next(scripted))
     server.receive(EXAMPLE["HELLO"], b"address", 0)
     [(answer, to)] = server.outbox
@@ -317,7 +317,9 @@ def test_a_server_takes_the_hello_and_its_client_the_answer() -> None:
     welcome = Welcome.unpack(answer)
     handshake, _ = client_handshake()
     handshake.write(EXAMPLE["client greeting"])
-    assert frames.decode_greeting(handshake.read(welcome.noise)).agent.startswith("spaces-server")
+    payload = handshake.read(welcome.noise)
+    assert payload[:4] == EXAMPLE["server index"]
+    assert frames.decode_greeting(payload[4:]).agent.startswith("spaces-server")
     send, _ = handshake.split()
     assert send.key == EXAMPLE["split: client to server"], "greetings do not enter the keys"
     received = server.receive(EXAMPLE["CONTROL, client to server, counter 0"], b"address", 0)
@@ -390,7 +392,7 @@ def test_the_sessions_of_the_example_take_their_datagrams() -> None:
     frame = frames.decode(EXAMPLE["join frame"])
     assert frame == frames.Join(id=1, space="lobby", name="Ada")
     [pong] = server.transmit(0)
-    assert client.receive(pong, b"address", 1_000) == [Pong(1_000, 0)]
+    assert client.receive(pong, b"address", 1_000) == [Pong(0, 1_000, 0)]
     assert client.receive(pong, b"address", 1_000) is None, "a repeated datagram is dropped"
 
     voice = EXAMPLE["AUDIO plaintext, client to server"]
@@ -418,7 +420,7 @@ def test_the_sessions_of_the_example_take_their_datagrams() -> None:
 
 def test_a_damaged_example_is_noticed() -> None:
     with pytest.raises(ValueError, match="prologue"):
-        tables.parse_example(SPEC.replace("prologue (19 bytes)", "prologue (18 bytes)"))
+        tables.parse_example(SPEC.replace("prologue (32 bytes)", "prologue (31 bytes)"))
 
 
 def test_the_handshake_as_it_is_spelt_out() -> None:
@@ -459,7 +461,7 @@ def test_the_handshake_as_it_is_spelt_out() -> None:
     mix_hash(y)
     mix(dh("client ephemeral private", y))
     mix(dh("client static private", y))
-    assert EXAMPLE["WELCOME"][12:] == y + seal(EXAMPLE["server greeting"])
+    assert EXAMPLE["WELCOME"][8:] == y + seal(EXAMPLE["server payload"])
     assert h == EXAMPLE["handshake hash"]
     keys = HKDF(SHA256(), 64, ck, b"").derive(b"")
     assert keys[:32] == EXAMPLE["split: client to server"]
