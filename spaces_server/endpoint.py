@@ -20,7 +20,6 @@ from protocol.noise import Handshake, NoiseError, public_key
 from protocol.packets import (
     COOKIE_BYTES,
     INDEX_BYTES,
-    NO_COOKIE,
     VERSION,
     Hello,
     Kind,
@@ -183,9 +182,7 @@ class Endpoint:
         if hello.key_id != self._key_id:
             self._refuse(hello, Refusal.WRONG_KEY, address)
             return
-        # A cookie that was not asked for must be right as well: Noise does not cover it.
-        asked = self._under_load(now_ns) or hello.cookie != NO_COOKIE
-        if asked and not self._cookies.valid(hello.cookie, address, now_ns):
+        if self._under_load(now_ns) and not self._cookies.valid(hello.cookie, address, now_ns):
             self.dropped["cookie asked"] += 1
             cookie = self._cookies.make(address, now_ns)
             self.outbox.append((pack_cookie(hello.client_index, cookie), address))

@@ -26,7 +26,6 @@ from protocol.connection import (
     Message,
     Pong,
     Roamed,
-    State,
 )
 from protocol.frames import ErrorCode, FrameError
 from protocol.opus import Encoder
@@ -206,8 +205,6 @@ class Node:
     # -- frames -----------------------------------------------------------------------------------
 
     def _receive_frame(self, session: Session, data: bytes, now_ns: int) -> None:
-        if session.connection.state is State.CLOSING:
-            return  # we closed it: nobody waits for an answer, and nobody would be there to leave
         try:
             frame = frames.decode(data)
         except FrameError as error:
