@@ -6,13 +6,14 @@ import getpass
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
+from protocol.frames import MAX_NAME_CHARS, MAX_TITLE_CHARS
 from protocol.keyfile import KeyFileError, load_key
 from protocol.link import Link, LinkError
 from protocol.opus import LIBRARY, OpusError
@@ -25,6 +26,7 @@ from spaces_client.voice import VoiceProcessor
 from spaces_client.wav import WavInput, WavOutput
 
 IDENTITY_FILE = Path(click.get_app_dir("spaces")) / "identity.key"
+LAST_WORDS_S = 0.5  # what was said last is on its way to the others for this long
 
 
 class _LinkType(click.ParamType[Link]):
@@ -34,14 +36,32 @@ class _LinkType(click.ParamType[Link]):
         if isinstance(value, Link):
             return value
         try:
-            return Link.parse(value)
+            return Link.parse(sys.stdin.readline() if value == "-" else value)
         except LinkError as error:
             self.fail(str(error), param, ctx)
 
 
+def _at_most(max_chars: int) -> Callable[[Any, Any, str], str]:
+    """A check of an option's text."""
+
+    def check(_context: Any, _parameter: Any, text: str) -> str:
+        if not 0 < len(text.strip()) <= max_chars or not text.isprintable():
+            raise click.BadParameter(f"1 to {max_chars} characters, all of them printable, please")
+        return text
+
+    return check
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()[:MAX_NAME_CHARS]
+    except (KeyError, OSError):  # a container's user needs no name
+        return "guest"
+
+
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Runs a command to its end; what goes wrong becomes one line.  SIGTERM and Ctrl-C leave the
-    space in good order."""
+    """Runs a command to its end; what goes wrong becomes one line.  SIGTERM and Ctrl-C cancel it,
+    so that it leaves the space in good order."""
 
     async def interruptible() -> None:
         task = asyncio.ensure_future(work)
@@ -49,11 +69,12 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError):
                 loop.add_signal_handler(number, task.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await task
 
     try:
         _loop_runner()(interruptible())
+    except asyncio.CancelledError:
+        raise click.ClickException("interrupted") from None
     except (SpacesError, AudioError, KeyFileError, OpusError, LinkError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -67,18 +88,24 @@ def _loop_runner() -> Any:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(message=f"{AGENT}, libopus {LIBRARY.version} ({LIBRARY.origin})")
+@click.version_option(AGENT, message=f"%(version)s, libopus {LIBRARY.version} ({LIBRARY.origin})")
 def main() -> None:
     """Live audio rooms: host one, or join one by its link.
 
-    Quote links in the shell: they contain & and ?.
+    Quote links in the shell: they contain & and ?. Where a link is asked for, - reads it from
+    standard input.
     """
 
 
 def _person_options(command: Any) -> Any:
     """What `host` and `join` have in common."""
     options = [
-        click.option("--name", default=getpass.getuser, show_default="your user name"),
+        click.option(
+            "--name",
+            default=_user_name,
+            show_default="your user name",
+            callback=_at_most(MAX_NAME_CHARS),
+        ),
         click.option(
             "--input",
             "input_file",
@@ -119,7 +146,7 @@ def _person_options(command: Any) -> Any:
 
 @main.command("host")
 @click.argument("link", type=_LinkType())
-@click.option("--title", default="A space", show_default=True)
+@click.option("--title", default="A space", show_default=True, callback=_at_most(MAX_TITLE_CHARS))
 @_person_options
 def host_command(link: Link, title: str, **person: Any) -> None:
     """Open a space on the server that LINK names (the server prints it when it starts).
@@ -129,11 +156,14 @@ def host_command(link: Link, title: str, **person: Any) -> None:
 
     async def work() -> None:
         key, _ = load_key(person["identity"])
-        async with host(link, title=title, name=person["name"], key=key) as space:
+        async with (
+            host(link, title=title, name=person["name"], key=key) as space,
+            _sound(space, **_sound_options(person)) as (voice_end, note),
+        ):
             invite = await space.invite()
             click.echo(f"listeners join with:  spaces join '{space.link}'")
             click.echo(f"speakers join with:   spaces join '{invite}'")
-            await _take_part(space, person)
+            await _take_part(space, voice_end, person["seconds"], note)
 
     _run(work())
 
@@ -150,19 +180,25 @@ def join_command(link: Link, **person: Any) -> None:
 
     async def work() -> None:
         key, _ = load_key(person["identity"])
-        async with connect(link, name=person["name"], key=key) as space:
-            await _take_part(space, person)
+        async with (
+            connect(link, name=person["name"], key=key) as space,
+            _sound(space, **_sound_options(person)) as (voice_end, note),
+        ):
+            await _take_part(space, voice_end, person["seconds"], note)
 
     _run(work())
 
 
-async def _take_part(space: LiveSpace, person: dict[str, Any]) -> None:
-    """Sound and face, until it is over."""
-    async with _sound(space, **_sound_options(person)) as (voice_end, note):
-        limits = [voice_end] if voice_end is not None else []
-        if person["seconds"]:
-            limits.append(asyncio.ensure_future(asyncio.sleep(person["seconds"])))
-        until = asyncio.wait(limits, return_when=asyncio.FIRST_COMPLETED) if limits else None
+async def _take_part(
+    space: LiveSpace, voice_end: asyncio.Future[None] | None, seconds: float | None, note: str
+) -> None:
+    """Shows the face until the space is over, the input file has ended, the time is up or the
+    person leaves, which Ctrl-C is."""
+    limits = [voice_end] if voice_end is not None else []
+    if seconds is not None:
+        limits.append(asyncio.ensure_future(asyncio.sleep(seconds)))
+    until = asyncio.wait(limits, return_when=asyncio.FIRST_COMPLETED) if limits else None
+    with contextlib.suppress(asyncio.CancelledError):
         why = await Face(space, Console(), say=note).run(until)
         if why:
             click.echo(why)
@@ -170,6 +206,10 @@ async def _take_part(space: LiveSpace, person: dict[str, Any]) -> None:
 
 def _sound_options(person: dict[str, Any]) -> dict[str, Any]:
     names = ("input_file", "loop", "output_file", "microphone", "speakers", "voice", "listen_only")
+    if person["loop"] and not person["input_file"]:
+        raise click.UsageError("--loop needs an --input file")
+    if person["listen_only"] and (person["input_file"] or person["microphone"]):
+        raise click.UsageError("--listen-only leaves no use for --input or --microphone")
     return {name: person[name] for name in names}
 
 
@@ -186,24 +226,29 @@ async def _sound(
     listen_only: bool,
 ) -> AsyncIterator[tuple[asyncio.Future[None] | None, str]]:
     """Opens what is needed; -> (what is done when the input file has ended, a note to show)."""
-    output: AudioOutput
-    output = WavOutput(output_file) if output_file else devices.DeviceOutput(speakers)
     source: AudioInput | None = None
     if input_file:
         source = WavInput(input_file, loop=loop)
-    elif not listen_only and (output_file is None or microphone):
+    elif not listen_only:
         source = devices.DeviceInput(microphone)
+    output: AudioOutput
+    output = WavOutput(output_file) if output_file else devices.DeviceOutput(speakers)
     processor, note = None, ""
     if source is not None and input_file is None:
         processor, note = _processor(voice)
     space.start_audio(source, output, processor)
-    ended = asyncio.ensure_future(source.finished()) if source and input_file else None
+    ended = asyncio.ensure_future(_said(source)) if source and input_file else None
     try:
         yield ended, note
     finally:
         if ended is not None:
             ended.cancel()
         space.stop_audio()
+
+
+async def _said(source: AudioInput) -> None:
+    await source.finished()
+    await asyncio.sleep(LAST_WORDS_S)
 
 
 def _processor(voice: bool | None) -> tuple[VoiceProcessor | None, str]:

@@ -7,6 +7,7 @@ so a speaker's packet can be found again in what the other clients of this proce
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -129,32 +130,32 @@ async def run_crowd(
     link: of a space, or of a server: then the first speaker opens a space there.  speakers join
     with the link's invite (or one of their own making, where they opened the space).
     report: gets {"event": "joined", "link": …, "speaker_link": …} and then {"event": "progress",
-    …} twice a second.  Raises SpacesError, AudioError.
+    …} twice a second.  Cancelled once all are there, it ends early and gives back what was seen
+    until then.  Raises SpacesError, AudioError.
     """
     files = voice_files(voices) if voices is not None else []
+    inputs = [_voice(number, files) for number in range(speakers)]
     delays = Delays()
     async with contextlib.AsyncExitStack() as stack:
         on_stage, space_link = await _speakers(stack, link, speakers)
         audience = await _listeners(stack, space_link, listeners)
-        for number, speaker in enumerate(on_stage):
+        for speaker, voice in zip(on_stage, inputs, strict=True):
             seat = speaker.me.seat
             if not isinstance(seat, int):
                 raise SpacesError("speakers need a link with an invite (&invite=…)")
             speaker.on_sent = lambda packet, now_ns, seat=seat: delays.sent(seat, packet, now_ns)
             speaker.on_heard = delays.heard
-            speaker.start_audio(_voice(number, files), _Listen())
+            speaker.start_audio(voice, _Listen())
             await asyncio.sleep(BLOCK_MS / 1000 / len(on_stage))  # so that all phases occur
         for number, listener in enumerate(audience):
             output: AudioOutput = WavOutput(record) if record and not number else _Listen()
             listener.on_heard = delays.heard
             listener.start_audio(None, output)
+            await asyncio.sleep(BLOCK_MS / 1000 / len(audience))
         everyone = [*on_stage, *audience]
         report(await _joined(on_stage, space_link))
-        start = time.monotonic()
-        while (elapsed := time.monotonic() - start) < seconds:
-            await asyncio.sleep(min(REPORT_S, seconds - elapsed))
-            packets = sum(m.client.received.packets for m in everyone)
-            report({"event": "progress", "seconds": elapsed, "packets": packets})
+        with contextlib.suppress(asyncio.CancelledError):
+            await _stay(everyone, seconds, report)
         for member in everyone:
             member.stop_audio()
         return {
@@ -163,6 +164,22 @@ async def run_crowd(
             "listeners": [_seen(m) for m in audience],
             "server_added_delay_ms": delays.summary(),
         }
+
+
+async def _stay(
+    everyone: list[LiveSpace], seconds: float, report: Callable[[dict[str, Any]], None]
+) -> None:
+    """Raises SpacesError as soon as any of them has lost its session."""
+    start = time.monotonic()
+    for number in range(1, math.ceil(seconds / REPORT_S) + 1):
+        until = start + min(number * REPORT_S, seconds)
+        await asyncio.sleep(max(0, until - time.monotonic()))
+        packets = sum(m.client.received.packets for m in everyone)
+        elapsed = time.monotonic() - start
+        report({"event": "progress", "seconds": round(elapsed, 2), "packets": packets})
+        lost = [m.over for m in everyone if m.over is not None]
+        if lost:
+            raise SpacesError(f"{len(lost)} of {len(everyone)} lost their session: {lost[0]}")
 
 
 async def _speakers(
@@ -190,7 +207,11 @@ async def _listeners(stack: contextlib.AsyncExitStack, link: Link, count: int) -
             stack.enter_async_context(connect(link, name=f"listener {n + 1}"))
             for n in range(first, min(count, first + JOINS_AT_ONCE))
         ]
-        joined += await asyncio.gather(*joining)
+        # All are waited for, so that none comes in after the stack was left.
+        for result in await asyncio.gather(*joining, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+            joined.append(result)
     return joined
 
 

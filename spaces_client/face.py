@@ -1,33 +1,37 @@
 """The terminal face of a joined space: who is there, who speaks, and a line for commands.
 
-On a terminal it is one live picture with an input line; elsewhere events are printed as lines and
-commands are read as lines.  Nothing from other people reaches the terminal unless it is printable.
+What happens is printed line by line. On a terminal a live picture with an input line stays below
+the lines; elsewhere commands are read as lines.  Nothing from other people reaches the terminal
+unless it is printable.
 """
 
 import asyncio
 import contextlib
 import os
+import re
 import sys
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from protocol.connection import CloseCode
 from protocol.frames import Member
-from protocol.roles import Role
+from protocol.roles import PERMISSIONS, Action, Role
 from spaces_client.client import Changed, Disconnected, Ended
-from spaces_client.live import AudioTrouble, LiveSpace, SpacesError
+from spaces_client.live import SILENT_LEVEL, AudioTrouble, LiveSpace, SpacesError
 
 REFRESH_S = 0.1
-LOG_LINES = 6
 MAX_INPUT_CHARS = 200
-SILENT_LEVEL = 127
+MAX_HANDS_SHOWN = 5
+NAME_CELLS = 24
 METER_CELLS = 10
+_KEY_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.)?")  # an arrow or a function key
 
 
 def plain(text: str) -> str:
@@ -59,10 +63,11 @@ async def _link(space: LiveSpace, _: int | None) -> str:
 
 
 async def _help(_space: LiveSpace, _: int | None) -> str:
-    return "  ".join(
-        f"/{c.name}{' N' if c.needs_member else ' [N]' if c.takes_member else ''} {c.help};"
+    usages = [
+        (f"/{c.name}{' N' if c.needs_member else ' [N]' if c.takes_member else ''}", c.help)
         for c in COMMANDS
-    )
+    ]
+    return "\n".join(f"  {usage:<14}{what}" for usage, what in usages)
 
 
 async def _quit(_space: LiveSpace, _: int | None) -> None:
@@ -105,18 +110,18 @@ class Face:
     def __init__(self, space: LiveSpace, console: Console, *, say: str = "") -> None:
         self._space = space
         self._console = console
-        self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._typed = ""
         self._live: Live | None = None
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._before: dict[int, Member] = {m.id: m for m in space.client.view.members.values()}
-        self._spoke: tuple[str, ...] = ()
+        self._spoke: set[str] = set()
         if say:
             self._say(say)
 
     async def run(self, until: Awaitable[Any] | None = None) -> str:
-        """Until the space is over, the person quits, or `until` is done; -> why."""
+        """Until the space is over, the person quits, or `until` is done; -> why.  Raises
+        SpacesError if the session was lost."""
         loop = asyncio.get_running_loop()
         interactive = sys.stdin.isatty() and self._console.is_terminal
         self._start(self._follow_events())
@@ -126,7 +131,7 @@ class Face:
             if interactive:
                 stack.enter_context(_character_input())
                 self._live = stack.enter_context(
-                    Live(console=self._console, auto_refresh=False, transient=False)
+                    Live(console=self._console, auto_refresh=False, transient=True)
                 )
             with contextlib.suppress(ValueError, OSError, NotImplementedError):
                 loop.add_reader(sys.stdin.fileno(), self._read)
@@ -160,35 +165,46 @@ class Face:
                     self._tell_changes()
                 case Ended(text):
                     self._end(f"the space is over: {plain(text)}")
-                case Disconnected(text):
-                    self._end(plain(text))
+                case Disconnected(text, code):
+                    if code == CloseCode.REPLACED:
+                        text += "; to take part twice from one machine, use --identity"
+                    if not self._over.done():
+                        self._over.set_exception(SpacesError(f"the session is over: {plain(text)}"))
                 case AudioTrouble(text):
                     self._say(text)
 
     def _tell_changes(self) -> None:
         """Says what differs from before, in words."""
-        now = {m.id: m for m in self._space.client.view.members.values()}
+        view = self._space.client.view
+        now = {m.id: m for m in view.members.values()}
+        may_bring_up = view.me is not None and PERMISSIONS[Action.BRING_UP][view.me.role]
         for member in now.values():
             before = self._before.get(member.id)
-            name = f"{plain(member.name)} ({member.id})"
-            if member.hand and not (before and before.hand):
-                self._say(f"{name} raises a hand; /up {member.id}")
+            who = self._who(member)
+            if member.hand and not (before and before.hand) and not self._is_me(member):
+                hint = f"; /up {member.id} lets them speak" if may_bring_up else ""
+                self._say(f"{plain(member.name)} ({member.id}) raises a hand{hint}")
             if member.role.on_stage and not (before and before.role.on_stage):
-                self._say(f"{name} is on stage")
+                self._say(f"{who} on stage")
             elif before and before.role.on_stage and member.role is not before.role:
-                self._say(f"{name} is {_role(member)} now")
+                self._say(f"{who} {_role(member)} now")
             if before and member.muted != before.muted:
-                self._say(f"{name} is {'muted' if member.muted else 'unmuted'}")
+                self._say(f"{who} {'muted' if member.muted else 'unmuted'}")
         for member_id, before in self._before.items():
             if member_id not in now and before.role.on_stage:
-                self._say(f"{plain(before.name)} has left the stage")
+                self._say(f"{self._who(before)} off the stage")
         self._before = now
 
+    def _is_me(self, member: Member) -> bool:
+        me = self._space.client.view.me
+        return me is not None and member.id == me.id
+
+    def _who(self, member: Member) -> str:
+        return "you are" if self._is_me(member) else f"{plain(member.name)} ({member.id}) is"
+
     def _say(self, text: str) -> None:
-        if self._live is None:
-            self._console.print(Text(text), soft_wrap=True)
-        else:
-            self._log.append(text)
+        # Not wrapped by us: a link that the terminal wraps can still be copied whole.
+        self._console.print(Text(text), soft_wrap=True)
 
     # -- what is typed ------------------------------------------------------------------------
 
@@ -197,7 +213,7 @@ class Face:
         if not data:
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             return
-        for character in data.decode("utf-8", "ignore"):
+        for character in _KEY_SEQUENCE.sub("", data.decode("utf-8", "ignore")):
             if character in "\r\n":
                 line, self._typed = self._typed.strip(), ""
                 if line:
@@ -242,43 +258,60 @@ class Face:
             await asyncio.sleep(REFRESH_S)
 
     def _print_speakers(self) -> None:
-        speaking = tuple(plain(m.name) for m in self._space.speaking)
-        if set(speaking) != set(self._spoke) and speaking:
+        """Who speaks, when it is somebody else than before: pauses are no news."""
+        speaking = [plain(member.name) for member in self._space.speaking]
+        if speaking and set(speaking) != self._spoke:
             self._say(f"speaking: {', '.join(speaking)}")
-        self._spoke = speaking
+            self._spoke = set(speaking)
 
     def _picture(self) -> Group:
+        """As high as the terminal at most: the input line must be there."""
         space = self._space
+        hands = space.hands
         rows = [Text(plain(space.title), style="bold")]
-        levels = space.client.levels
-        me = space.client.view.me
-        for member in space.stage:
-            level = levels.get(member.seat, SILENT_LEVEL) if isinstance(member.seat, int) else 127
-            meter = "▮" * round(max(0, 60 - level) / 60 * METER_CELLS)
-            row = Text(f"  {member.id:>4}  ")
-            row.append(f"{plain(member.name):<24.24}", style="bold green" if meter else "")
-            row.append(f"{_role(member):<9}", style="dim")
-            row.append("muted" if member.muted else meter, style="red" if member.muted else "green")
-            if me is not None and member.id == me.id:
-                row.append("  (you)", style="dim")
-            rows.append(row)
+        rows += [self._stage_row(member) for member in space.stage]
         rows += [
             Text(f"  {member.id:>4}  {plain(member.name)}  ✋", style="yellow")
-            for member in space.hands
+            for member in hands[:MAX_HANDS_SHOWN]
         ]
+        if len(hands) > MAX_HANDS_SHOWN:
+            rows.append(Text(f"        and {len(hands) - MAX_HANDS_SHOWN} more hands"))
         count = space.listeners
-        rtt = space.client.rtt_ns
+        rtt_ns = space.client.rtt_ns
         rows.append(
             Text(
                 f"  {count} {'person listens' if count == 1 else 'people listen'}"
-                + (f"; round trip {rtt / 1e6:.0f} ms" if rtt is not None else ""),
+                + (f"; round trip {rtt_ns / 1e6:.0f} ms" if rtt_ns is not None else ""),
                 style="dim",
             )
         )
-        rows += [Text(line, style="cyan") for line in self._log]
         cursor = "█" if int(time.monotonic() * 2) % 2 else " "
-        rows.append(Text(f"> {self._typed}{cursor}" if self._typed else f"> {cursor}  /help"))
-        return Group(*rows)
+        width = self._console.width - len("> █") - 1
+        rows.append(
+            Text(f"> {self._typed[-width:]}{cursor}" if self._typed else f"> {cursor} /help")
+        )
+        for row in rows:
+            row.no_wrap, row.overflow = True, "ellipsis"
+        return Group(*rows[1 - self._console.height :])
+
+    def _stage_row(self, member: Member) -> Text:
+        space = self._space
+        if self._is_me(member):
+            level = space.own_level
+        else:
+            seat = member.seat if isinstance(member.seat, int) else -1
+            level = space.client.levels.get(seat, SILENT_LEVEL)
+        meter = "▮" * round(max(0, 60 - level) / 60 * METER_CELLS)
+        row = Text(f"  {member.id:>4}  ")
+        row.append(
+            set_cell_size(plain(member.name), NAME_CELLS), style="bold green" if meter else ""
+        )
+        row.append(f" {_role(member):<9}", style="dim")
+        shown = "muted" if member.muted else meter
+        row.append(set_cell_size(shown, METER_CELLS), style="red" if member.muted else "green")
+        if self._is_me(member):
+            row.append("  (you)", style="dim")
+        return row
 
 
 def _role(member: Member) -> str:

@@ -9,6 +9,7 @@ gives every request a future.
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -42,6 +43,7 @@ CLOSE_TIMEOUT_S = 1.0
 MAX_EVENTS = 1_000
 REFUSED_GIVE_UP = 2  # "port unreachable" answers before we believe them
 SPEAKING_LEVEL = 60  # -dBov: what is quieter is not shown as speaking
+SILENT_LEVEL = 127
 
 R = TypeVar("R", bound=frames.Frame)
 
@@ -80,11 +82,14 @@ class LiveSpace(asyncio.DatagramProtocol):
         )
         self.on_sent: Callable[[UplinkAudio, int], None] | None = None
         self.on_heard: Callable[[Heard, int], None] | None = None
+        self.own_level = SILENT_LEVEL  # -dBov, of one's own voice as it goes out
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.DatagramTransport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_s = 0.0
         self._connected: asyncio.Future[None] = self._loop.create_future()
         self._over = asyncio.Event()
+        self._unplugged = asyncio.Event()  # the socket is closed
         self._why: SpacesError | None = None
         self._replies: dict[int, asyncio.Future[frames.Frame]] = {}
         self._events: asyncio.Queue[LiveEvent] = asyncio.Queue(MAX_EVENTS)
@@ -95,6 +100,11 @@ class LiveSpace(asyncio.DatagramProtocol):
         self._voice: VoiceProcessor | None = None
 
     # -- what one sees ------------------------------------------------------------------------
+
+    @property
+    def over(self) -> SpacesError | None:
+        """Why the session is over, if it is."""
+        return self._why
 
     @property
     def title(self) -> str:
@@ -133,11 +143,8 @@ class LiveSpace(asyncio.DatagramProtocol):
 
     async def events(self) -> AsyncIterator[LiveEvent]:
         """What happens, until the session ends.  The oldest events are lost if nobody reads."""
-        while True:
-            event = await self._events.get()
-            yield event
-            if isinstance(event, Disconnected):
-                return
+        while self._why is None or not self._events.empty():
+            yield await self._events.get()
 
     # -- what one does ------------------------------------------------------------------------
 
@@ -261,6 +268,7 @@ class LiveSpace(asyncio.DatagramProtocol):
         if self._voice is not None:
             block = self._voice.process(block)
         packet = self.client.talk(block)
+        self.own_level = SILENT_LEVEL if packet is None else _level(block)
         if packet is not None and self.on_sent is not None:
             self.on_sent(packet, time.monotonic_ns())
         self._flush()
@@ -275,6 +283,9 @@ class LiveSpace(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
         self._flush()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._unplugged.set()
 
     def datagram_received(self, data: bytes, _address: Any) -> None:
         now_ns = time.monotonic_ns()
@@ -305,10 +316,11 @@ class LiveSpace(asyncio.DatagramProtocol):
             self._over.set()
             return
         when = self._loop.time() + max(0, self.client.deadline_ns - now_ns) / (1_000 * MS)
-        if self._timer is None or when < self._timer.when() - 0.001:
+        if self._timer is None or when < self._wakes_s - 0.001:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.call_at(when, self._wake)
+            self._wakes_s = when  # kept here: not every one of uvloop's timers knows it
 
     def _take(self, events: list[ClientEvent], now_ns: int) -> None:
         for event in events:
@@ -364,15 +376,26 @@ class LiveSpace(asyncio.DatagramProtocol):
         await self._connected
 
     async def _shut(self) -> None:
-        self.stop_audio()
-        self.client.close(time.monotonic_ns())
-        self._flush()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), CLOSE_TIMEOUT_S)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._transport is not None:
-            self._transport.close()
+        now_ns = time.monotonic_ns()
+        if self._why is None:  # whoever waits for a reply or an event waits no longer
+            self._take([Disconnected("you have left the server")], now_ns)
+        self.client.close(now_ns)
+        try:
+            self._flush()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), CLOSE_TIMEOUT_S)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._transport is not None:
+                self._transport.abort()
+                await self._unplugged.wait()
+
+
+def _level(block: NDArray[np.float32]) -> int:
+    """-dBov (RFC 6464) of (n,): 0 is full scale, 127 silence."""
+    power = float(np.mean(np.square(block, dtype=np.float64)))
+    return min(SILENT_LEVEL, max(0, round(-10 * math.log10(max(power, 1e-13)))))
 
 
 def _whom(member: int | None) -> dict[str, int]:
@@ -397,7 +420,7 @@ async def connect(
     name: str = "guest",
     key: bytes | None = None,
     bitrate: int = 32_000,
-    complexity: int = 5,
+    complexity: int = 10,
 ) -> AsyncIterator[LiveSpace]:
     """Joins the space that the link names, and leaves it in the end.
 
@@ -405,10 +428,10 @@ async def connect(
     bitrate, complexity: of one's own voice (Opus: bit/s, 0 to 10).
     Raises LinkError, SpacesError.
     """
-    async with _session(link, key, bitrate=bitrate, complexity=complexity) as live:
-        parsed = live.client.link
-        if parsed.space is None:
-            raise SpacesError("this link names no space; `spaces host` opens one with it")
+    parsed = Link.parse(link) if isinstance(link, str) else link
+    if parsed.space is None:
+        raise SpacesError("this link names no space; `spaces host` opens one with it")
+    async with _session(parsed, key, bitrate=bitrate, complexity=complexity) as live:
         fields = {"invite": parsed.invite} if parsed.invite else {}
         await live.ask(frames.Join, frames.Joined, space=parsed.space, name=name, **fields)
         yield live
@@ -422,7 +445,7 @@ async def host(
     name: str = "host",
     key: bytes | None = None,
     bitrate: int = 32_000,
-    complexity: int = 5,
+    complexity: int = 10,
 ) -> AsyncIterator[LiveSpace]:
     """Opens a space on the server that the link names; it ends when its host leaves.  As
     `connect` otherwise."""

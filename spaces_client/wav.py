@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _MIN_RATE_HZ: Final = 1_000
 _MAX_RATE_HZ: Final = 384_000
 _MAX_BEHIND_S: Final = 0.2
+_MAX_SILENT_BLOCKS: Final = 50  # written at once
 # The sizes in a RIFF header are 32 bits wide.
 _MAX_WAV_DATA_BYTES: Final = 2**32 - 64
 
@@ -251,8 +252,9 @@ class WavInput(AudioInput):
 class WavOutput(AudioOutput):
     """What would be heard, written to a 16-bit mono WAV file at 48 kHz in real time.
 
-    The header is brought up to date with every block, so that the file can be played whichever way
-    the program ends. A full disk ends the recording (logged once), not the listening. Raises
+    The recording is as long as it took: what could not be heard in time is silence in it. The
+    header is brought up to date with every block, so that the file can be played whichever way the
+    program ends. A full disk ends the recording (logged once), not the listening. Raises
     AudioError when the file cannot be created.
     """
 
@@ -260,6 +262,7 @@ class WavOutput(AudioOutput):
         self._path = Path(path)
         self._scheduler = scheduler
         self._ticker: Ticker | None = None
+        self._start_ns: int | None = None
         try:
             self._file = self._path.open("wb")
         except OSError as error:
@@ -273,17 +276,31 @@ class WavOutput(AudioOutput):
 
     def start(self, pull: Callable[[Samples, int], None]) -> None:
         block = np.zeros(BLOCK_SAMPLES, np.float32)
+        self._scheduler = self._scheduler or asyncio.get_running_loop()
 
         def tick(now_ns: int) -> None:
+            if self._start_ns is None:
+                self._start_ns = now_ns
+            self._fill_up(now_ns)
             pull(block, now_ns)
             self._write(to_pcm16(block).tobytes())
 
-        self._ticker = Ticker(tick, self._scheduler or asyncio.get_running_loop())
+        self._ticker = Ticker(tick, self._scheduler)
 
     def stop(self) -> None:
-        if self._ticker:
+        if self._ticker and self._scheduler:
             self._ticker.cancel()
+            self._fill_up(round(self._scheduler.time() * 1e9))
         self._end_file()
+
+    def _fill_up(self, now_ns: int) -> None:
+        """Silence for the ticks that were skipped."""
+        while self._writing and self._start_ns is not None:
+            due = round((now_ns - self._start_ns) / (BLOCK_MS * 1e6))
+            blocks = due - self._wav.tell() // BLOCK_SAMPLES
+            if blocks <= 0:
+                return
+            self._write(bytes(2 * BLOCK_SAMPLES * min(blocks, _MAX_SILENT_BLOCKS)))
 
     def _write(self, pcm: bytes) -> None:
         if not self._writing:

@@ -7,9 +7,11 @@ What the server did is its own word (`--stats`) except for its CPU time, which t
 counts; loss and delay are what the clients saw.
 """
 
+import contextlib
 import json
 import os
 import queue
+import re
 import resource
 import signal
 import subprocess
@@ -44,7 +46,7 @@ class _Process:
         self._errors = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 (the stack is its context)
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments, *_flags(options)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
@@ -53,13 +55,22 @@ class _Process:
         self._cpu_s: float | None = None
         stack.callback(self.stop)
         self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line.strip())
+        with self._process.stdout:
+            for line in self._process.stdout:
+                self._lines.put(line.strip())
         self._lines.put(None)
+
+    def tell(self, line: str) -> None:
+        """Writes a line to its standard input."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has failed, and says so itself
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.close()
 
     def line(self, timeout_s: float) -> str | None:
         """The next line; None at the end.  Raises DemoError if none comes in time."""
@@ -78,8 +89,9 @@ class _Process:
 
     def last_error(self) -> str:
         self._errors.seek(0)
-        lines = [line.strip() for line in self._errors if line.strip()]
-        return lines[-1].removeprefix("Error: ") if lines else "it ended without a word"
+        # The server's log is there as well.
+        errors = [line.strip() for line in self._errors if re.match(r"[\w.]*Error: ", line)]
+        return errors[-1].removeprefix("Error: ") if errors else "it ended without a word"
 
     def check(self) -> None:
         """Raises DemoError if it has ended."""
@@ -97,6 +109,9 @@ class _Process:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+            self._reader.join()  # its lines are all there now
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             self._cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         return self._cpu_s
@@ -128,21 +143,25 @@ def run_demo(
             stack, "the server", "spaces_server", "run",
             port=0, public_host="127.0.0.1", data=folder / "data", stats=stats_file, qr=False,
         )  # fmt: skip
+        # The clients' programs start along with the server, and wait for a link: what it takes to
+        # start them is not to weigh on the ticks that are measured.
+        stage = _Process(
+            stack, "the speakers", "spaces_client", "crowd", "-",
+            speakers=speakers, listeners=0, seconds=STAGE_S, voices=voices,
+        )  # fmt: skip
+        audience = _Process(
+            stack, "the listeners", "spaces_client", "crowd", "-",
+            speakers=0, listeners=listeners, seconds=seconds, record=output,
+        )  # fmt: skip
         server_started = time.monotonic()
         link = server.line(STARTUP_S)
         if link is None:
             raise DemoError(f"the server did not start: {server.last_error()}")
-        stage = _Process(
-            stack, "the speakers", "spaces_client", "crowd", link,
-            speakers=speakers, listeners=0, seconds=STAGE_S, voices=voices,
-        )  # fmt: skip
+        stage.tell(link)
         joined = stage.event("joined", STARTUP_S)
         invitation = f"{speakers} speak; join with:  spaces join '{joined['link']}'"
         console.print(invitation, soft_wrap=True, highlight=False)
-        audience = _Process(
-            stack, "the listeners", "spaces_client", "crowd", joined["link"],
-            speakers=0, listeners=listeners, seconds=seconds, record=output,
-        )  # fmt: skip
+        audience.tell(joined["link"])
         heard = _watch(audience, [server, stage], seconds, listeners, console)
         crowd_cpu_s = audience.stop() + stage.stop()
         said = stage.event("summary", ENDING_S)
