@@ -66,6 +66,10 @@ class SpaceMix:
         self._planes = np.zeros((0, FRAME_SAMPLES), np.float32)
 
     def add_source(self, member: int, seat: int) -> None:
+        source = self.sources.get(member)
+        if source is not None:  # muted and unmuted before the fade was over
+            source.resume(seat)
+            return
         self.sources[member] = Source(seat)
         self.plan.set_gain(member, member, 0.0)
         if len(self._planes) < len(self.sources):

@@ -96,8 +96,7 @@ class Plan:
         """Plans for the sources that sound now, in the order of `active`."""
         self.changed = False
         everything: Recipe = tuple((source, 1.0) for source in active)
-        moved = self._buckets(active, everything)
-        audience_forks = self._audience  # what those who leave it fork from
+        moved = self._buckets(everything)
         self._audience.recipe = everything
         taken = [self._audience]
         members_of: dict[MixClass, list[int]] = {}
@@ -106,7 +105,7 @@ class Plan:
             if not recipe:
                 class_of.update(dict.fromkeys(members))
                 continue
-            mix_class = self._choose(recipe, before, taken, audience_forks)
+            mix_class = self._choose(recipe, before, taken)
             if mix_class is self._audience:
                 continue
             taken.append(mix_class)
@@ -118,7 +117,7 @@ class Plan:
         self._hold(now_ns)
 
     def _buckets(
-        self, active: Sequence[int], everything: Recipe
+        self, everything: Recipe
     ) -> list[tuple[tuple[Recipe, MixClass | None], list[int]]]:
         """All members who are to be, or were, outside the audience's class, by what they hear
         now and the live class they come from; the largest group of each class comes first."""
@@ -135,21 +134,14 @@ class Plan:
             buckets.setdefault((recipe, live), []).append(member)
         return sorted(buckets.items(), key=lambda item: -len(item[1]))
 
-    def _choose(
-        self,
-        recipe: Recipe,
-        before: MixClass | None,
-        taken: list[MixClass],
-        audience: MixClass,
-    ) -> MixClass:
+    def _choose(self, recipe: Recipe, before: MixClass | None, taken: list[MixClass]) -> MixClass:
         """The class for a group: its own if no larger group has it, a fork of it otherwise; a
-        group that heard nothing joins whoever hears the same, or starts afresh."""
-        if before is None:
-            same = [c for c in taken if c.recipe == recipe and c.held_since_ns is None]
-            if same:
-                return audience if audience in same else same[0]
-            return MixClass(self._new_encoder())
-        return before.fork() if before in taken else before
+        group that heard nothing joins whoever hears the same (the audience first), or starts
+        afresh."""
+        if before is not None:
+            return before.fork() if before in taken else before
+        same = [c for c in taken if c.recipe == recipe and c.held_since_ns is None]
+        return same[0] if same else MixClass(self._new_encoder())
 
     def _lay_out(self, members_of: dict[MixClass, list[int]]) -> None:
         for mix_class, members in members_of.items():

@@ -53,6 +53,11 @@ class Source:
         """The speaker was muted or has left the stage: the next tick fades out, no more comes."""
         self.stopped = True
 
+    def resume(self, seat: int) -> None:
+        """They are back already."""
+        self.stopped = False
+        self.seat = seat
+
     def waiting(self) -> bool:
         """Whether a tick has anything to do here."""
         return self.sounding or (self._playout.waiting and not self.stopped)

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import wave
 from collections.abc import Iterator
@@ -69,7 +70,10 @@ def likeness(recording: NDArray[np.float32], said: NDArray[np.float32]) -> float
 
 def refused(*arguments: object) -> str:
     """Runs a command that must fail -> its one line."""
-    result: Result = CliRunner().invoke(main, list(map(str, arguments)))
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments[0] in ("host", "join") and "--identity" not in arguments:
+            arguments += ("--identity", f"{folder}/key")  # not the key of who runs the tests
+        result: Result = CliRunner().invoke(main, list(map(str, arguments)))
     assert isinstance(result.exception, SystemExit), result.exception  # no traceback
     assert result.exit_code != 0
     assert "spaces join" not in result.stdout  # no link to a space that is over already
@@ -241,14 +245,14 @@ def test_nobody_listens_there() -> None:
     assert f"nothing listens at 127.0.0.1:{port}" in says
 
 
-def test_a_host_that_swallows_what_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_swallows_what_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "CONNECT_TIMEOUT_NS", 1_000 * MS)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         silent.settimeout(PATIENCE_S)
         port = silent.getsockname()[1]
         link = f"spaces://127.0.0.1:{port}/space?key={KEY}"
-        with Command("spaces_client", "join", link) as command:
+        with person("join", link, tmp_path, "Bob") as command:
             silent.recv(2_048)  # it knocks
             assert command.end(signal.SIGINT) == 1
             assert command.out == []

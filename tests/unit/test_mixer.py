@@ -459,6 +459,17 @@ def test_muted_and_unmuted_at_once(pause_ticks: int) -> None:
     assert all(0 not in packets for packets in heard)
 
 
+def test_muted_and_unmuted_between_two_ticks_is_one_talkspurt() -> None:
+    rig = Rig(1, 1)
+    heard = rig.ticks(5, 0)
+    rig.mix.remove_source(0)
+    rig.mix.add_source(0, 7)
+    heard += rig.ticks(5, 0)
+    assert flags(heard, 1).strip(".") == "F" + "-" * (len(flags(heard, 1).strip(".")) - 1)
+    assert seats(heard[-1][1]) == [7]
+    assert list(rig.mix.sources) == [0]
+
+
 def test_a_speaker_who_leaves_while_talking() -> None:
     rig = Rig(2, 1)
     rig.ticks(5, 0, 1)
