@@ -18,16 +18,26 @@ def load_key(path: Path, entropy: Callable[[int], bytes] = os.urandom) -> tuple[
     Raises KeyFileError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            key = entropy(32)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(encode_key(key) + "\n")
-            return key, True
+        made = not path.exists() and _make(path, entropy(32))
         if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise KeyFileError(f"{path} can be read by others; run: chmod 600 {path}")
-        return decode_key(path.read_text().strip()), False
+        return decode_key(path.read_text().strip()), made
     except OSError as error:
         raise KeyFileError(f"{path} cannot be used: {error.strerror}") from error
     except (LinkError, UnicodeDecodeError) as error:
         raise KeyFileError(f"{path} is damaged; restore it from a copy, or delete it") from error
+
+
+def _make(path: Path, key: bytes) -> bool:
+    """Puts a whole key file into its place at once; False if somebody else was quicker."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(encode_key(key) + "\n")
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink()
+    return True

@@ -31,6 +31,7 @@ from tests.integration.processes import PATIENCE_S, Command, ServerCommand
 
 KEY = "A" * 42 + "E"
 VOICE_S = 2.0
+PIECE_SAMPLES = SAMPLE_RATE_HZ // 4
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +60,18 @@ def samples_of(path: Path) -> Samples:
 
 
 def likeness(recording: NDArray[np.float32], said: NDArray[np.float32]) -> float:
-    """How like `said` (n,) the recording is, where it is most like it: 0 to 1."""
-    size = len(recording) + len(said)
-    spectrum = np.fft.rfft(recording, size) * np.conj(np.fft.rfft(said, size))
-    at = int(np.argmax(np.fft.irfft(spectrum, size)[: len(recording)]))
-    part = recording[at : at + len(said)]
-    whole = said[: len(part)]
-    return float(part @ whole / np.sqrt((part @ part) * (said @ said) + 1e-12))
+    """How like `said` (n,) the recording is, 0 to 1: the median over pieces of 250 ms, each where
+    it fits best, because a playout that adapts moves them against each other."""
+    size = len(recording) + PIECE_SAMPLES
+    spectrum = np.fft.rfft(recording, size)
+    found = []
+    for start in range(0, len(said) - PIECE_SAMPLES + 1, PIECE_SAMPLES):
+        piece = said[start : start + PIECE_SAMPLES]
+        match = np.fft.irfft(spectrum * np.conj(np.fft.rfft(piece, size)), size)
+        at = int(np.argmax(match[: len(recording) - PIECE_SAMPLES]))
+        part = recording[at : at + PIECE_SAMPLES]
+        found.append(part @ piece / np.sqrt((part @ part) * (piece @ piece) + 1e-12))
+    return float(np.median(found))
 
 
 def refused(*arguments: object) -> str:
@@ -108,7 +114,7 @@ def test_a_listener_records_what_the_host_says(server: str, voice: Path, tmp_pat
     recording, said = samples_of(heard), samples_of(voice)
     assert 2.9 <= len(recording) / SAMPLE_RATE_HZ <= 4
     middle = said[SAMPLE_RATE_HZ // 2 : SAMPLE_RATE_HZ * 3 // 2]
-    assert likeness(recording, middle) > 0.7
+    assert likeness(recording, middle) > 0.6
     loudness = np.sqrt(np.mean(recording**2) / np.mean(said**2))
     assert 0.5 < loudness < 1.5
 
@@ -140,8 +146,8 @@ def test_who_raises_a_hand_and_is_brought_up_speaks_from_the_file(
     assert "no such space" in refused("join", link, "--listen-only")
     said = samples_of(voice)
     recording = samples_of(recorded)
-    assert likeness(recording, said[SAMPLE_RATE_HZ // 2 :]) > 0.7
-    assert likeness(recording, said[-SAMPLE_RATE_HZ // 4 :]) > 0.7  # the last words as well
+    assert likeness(recording, said[SAMPLE_RATE_HZ // 2 :]) > 0.6
+    assert likeness(recording, said[-SAMPLE_RATE_HZ // 4 :]) > 0.6  # the last words as well
 
 
 def test_a_server_that_stops_ends_the_session_with_a_line(tmp_path: Path) -> None:

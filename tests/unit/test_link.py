@@ -195,3 +195,14 @@ def test_a_path_that_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(KeyFileError, match="cannot be used") as caught:
             load_key(path)
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_of_two_who_make_a_key_at_once_the_first_wins(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+
+    def meanwhile(size_bytes: int) -> bytes:
+        assert load_key(path, lambda _: KEY) == (KEY, True)
+        return bytes(size_bytes)
+
+    assert load_key(path, meanwhile) == (KEY, False)
+    assert [found.name for found in tmp_path.iterdir()] == ["key"]
