@@ -141,7 +141,7 @@ def list_devices() -> list[Device]:
             devices = [
                 Device(kind, index, info["name"], backend, info["id"])
                 for kind, query in queries.items()
-                for index, info in enumerate(_ask(query))
+                for index, info in enumerate(i for i in _ask(query) if _is_real(backend, i))
             ]
         if devices:
             return devices
@@ -153,6 +153,13 @@ def _ask(query: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         return query()
     except miniaudio.MiniaudioError:
         return []  # ALSA without a sound card lists a default that cannot be asked about
+
+
+def _is_real(backend: miniaudio.Backend, info: dict[str, Any]) -> bool:
+    """ALSA always has a device called `null`, which swallows all and gives silence."""
+    if backend is not miniaudio.Backend.ALSA:
+        return True
+    return not bytes(miniaudio.ffi.buffer(info["id"])).startswith(b"null\0")
 
 
 def _enabled_backends() -> list[miniaudio.Backend]:
