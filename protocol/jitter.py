@@ -39,6 +39,8 @@ TARGET_CEILING_NS: Final = 500 * MS
 STEP_SAMPLES: Final = 960  # 20 ms, the usual frame and pull: concealed and taken back at a time
 MAX_CONCEALED_SAMPLES: Final = 4_800  # 100 ms in a row: libopus has faded by then
 SURPLUS_SLACK_NS: Final = 10 * MS  # or a late packet and a skip would take turns for ever
+CALM_SLACK_NS: Final = 5 * MS  # while no packet was late for CALM_NS
+CALM_NS: Final = 10_000 * MS
 SURPLUS_PATIENCE_NS: Final = 1_000 * MS
 SKIP_INTERVAL_NS: Final = 200 * MS
 MAX_SURPLUS_NS: Final = 500 * MS
@@ -171,6 +173,7 @@ class JitterBuffer:
         self._concealed_run_samples = 0
         self._surplus_since_ns: int | None = None
         self._last_skip_ns = 0
+        self._trouble_ns: int | None = None  # when a packet was last late, or missing when needed
 
     @property
     def sounding(self) -> bool:
@@ -220,6 +223,7 @@ class JitterBuffer:
         stats.target_ns = self._path.target_ns
         if self._cursor is not None and unwrapped < self._cursor:
             stats.late += 1
+            self._trouble_ns = now_ns
             return Verdict.LATE
 
         stats.accepted += 1
@@ -259,6 +263,7 @@ class JitterBuffer:
         if not self._playing:
             return self._start(now_ns, needed_samples)
         if not self._packets:
+            self._trouble_ns = now_ns
             return self._wait(needed_samples)
         head = self._packets[0]
         assert self._cursor is not None
@@ -390,7 +395,9 @@ class JitterBuffer:
         At least a step, because pulls alone, being steps, leave up to one above the target.
         """
         surplus_ns = self._margin_ns(now_ns, packet, needed_samples) - self._path.target_ns
-        return surplus_ns - _duration_ns(max(packet.samples, STEP_SAMPLES)) - SURPLUS_SLACK_NS
+        calm = self._trouble_ns is None or now_ns - self._trouble_ns >= CALM_NS
+        slack_ns = CALM_SLACK_NS if calm else SURPLUS_SLACK_NS
+        return surplus_ns - _duration_ns(max(packet.samples, STEP_SAMPLES)) - slack_ns
 
     def _hopeless(self, now_ns: int, packet: _Packet, needed_samples: int) -> bool:
         wanted_ns = max(self._path.target_ns, self._path.latest_ns)

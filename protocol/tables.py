@@ -150,6 +150,8 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "STEP_SAMPLES": "concealed or taken back at a time (20 ms)",
         "MAX_CONCEALED_SAMPLES": "concealed in a row before silence (100 ms)",
         "SURPLUS_SLACK_NS": "surplus delay that is let be",
+        "CALM_SLACK_NS": "the same, while no packet was late for CALM_NS",
+        "CALM_NS": "how long that is",
         "SURPLUS_PATIENCE_NS": "how long a surplus lasts before it is taken back",
         "SKIP_INTERVAL_NS": "least time between two packets skipped for it",
         "MAX_SURPLUS_NS": "surplus that is cut at once",

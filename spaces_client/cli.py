@@ -305,8 +305,15 @@ def devices_command(test: bool, microphone: str | None, speakers: str | None) ->
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write what the first listener hears to this WAV file.",
 )
+@click.option(
+    "--wait-for",
+    default=0,
+    type=click.IntRange(0),
+    help="Begin to speak when this many people listen.",
+)
 def crowd_command(
     link: Link,
+    wait_for: int,
     speakers: int,
     listeners: int,
     seconds: float,
@@ -335,6 +342,7 @@ def crowd_command(
                 seconds=seconds,
                 voices=voices,
                 record=record,
+                wait_for=wait_for,
                 report=report,
             )
         )

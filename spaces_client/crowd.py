@@ -123,12 +123,14 @@ async def run_crowd(
     seconds: float,
     voices: Path | None = None,
     record: Path | None = None,
+    wait_for: int = 0,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Fills a space and gives back what the clients saw.
 
     link: of a space, or of a server: then the first speaker opens a space there.  speakers join
-    with the link's invite (or one of their own making, where they opened the space).
+    with the link's invite (or one of their own making, where they opened the space), and begin to
+    speak when `wait_for` people listen.
     report: gets {"event": "joined", "link": …, "speaker_link": …} and then {"event": "progress",
     …} twice a second.  Cancelled once all are there, it ends early and gives back what was seen
     until then.  Raises SpacesError, AudioError.
@@ -139,14 +141,12 @@ async def run_crowd(
     async with contextlib.AsyncExitStack() as stack:
         on_stage, space_link = await _speakers(stack, link, speakers)
         audience = await _listeners(stack, space_link, listeners)
-        for speaker, voice in zip(on_stage, inputs, strict=True):
+        for speaker in on_stage:
             seat = speaker.me.seat
             if not isinstance(seat, int):
                 raise SpacesError("speakers need a link with an invite (&invite=…)")
             speaker.on_sent = lambda packet, now_ns, seat=seat: delays.sent(seat, packet, now_ns)
             speaker.on_heard = delays.heard
-            speaker.start_audio(voice, _Listen())
-            await asyncio.sleep(BLOCK_MS / 1000 / len(on_stage))  # so that all phases occur
         for number, listener in enumerate(audience):
             output: AudioOutput = WavOutput(record) if record and not number else _Listen()
             listener.on_heard = delays.heard
@@ -155,6 +155,12 @@ async def run_crowd(
         everyone = [*on_stage, *audience]
         report(await _joined(on_stage, space_link))
         with contextlib.suppress(asyncio.CancelledError):
+            while on_stage and on_stage[0].listeners < wait_for:
+                _raise_if_lost(everyone)
+                await asyncio.sleep(BLOCK_MS / 1000)
+            for speaker, voice in zip(on_stage, inputs, strict=True):
+                speaker.start_audio(voice, _Listen())
+                await asyncio.sleep(BLOCK_MS / 1000 / len(on_stage))  # so that all phases occur
             await _stay(everyone, seconds, report)
         for member in everyone:
             member.stop_audio()
@@ -169,7 +175,6 @@ async def run_crowd(
 async def _stay(
     everyone: list[LiveSpace], seconds: float, report: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Raises SpacesError as soon as any of them has lost its session."""
     start = time.monotonic()
     for number in range(1, math.ceil(seconds / REPORT_S) + 1):
         until = start + min(number * REPORT_S, seconds)
@@ -177,9 +182,13 @@ async def _stay(
         packets = sum(m.client.received.packets for m in everyone)
         elapsed = time.monotonic() - start
         report({"event": "progress", "seconds": round(elapsed, 2), "packets": packets})
-        lost = [m.over for m in everyone if m.over is not None]
-        if lost:
-            raise SpacesError(f"{len(lost)} of {len(everyone)} lost their session: {lost[0]}")
+        _raise_if_lost(everyone)
+
+
+def _raise_if_lost(everyone: list[LiveSpace]) -> None:
+    lost = [m.over for m in everyone if m.over is not None]
+    if lost:
+        raise SpacesError(f"{len(lost)} of {len(everyone)} lost their session: {lost[0]}")
 
 
 async def _speakers(

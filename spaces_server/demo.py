@@ -147,7 +147,7 @@ def run_demo(
         # start them is not to weigh on the ticks that are measured.
         stage = _Process(
             stack, "the speakers", "spaces_client", "crowd", "-",
-            speakers=speakers, listeners=0, seconds=STAGE_S, voices=voices,
+            speakers=speakers, listeners=0, seconds=STAGE_S, voices=voices, wait_for=listeners,
         )  # fmt: skip
         audience = _Process(
             stack, "the listeners", "spaces_client", "crowd", "-",

@@ -534,7 +534,7 @@ def test_clean_path_costs_no_more_than_the_tick_and_the_floor() -> None:
         ("ge5", 10, 10, 30),
         ("ge15", 10, 10, 30),
         ("reorder", 110, 40, 30),
-        ("drift_p100", 2, 6, 35),
+        ("drift_p100", 6, 9, 28),  # of 30,000
         ("drift_m100", 6, 2, 30),
         ("step100", 15, 15, 35),
         ("mixed", 120, 60, 55),
