@@ -167,14 +167,15 @@ class Space:
             raise RefusedError(ErrorCode.SPACE_FULL)
         role = Role.HOST if host else self._invites.get(invite or "", Role.LISTENER)
         if before is not None and self._people[before].role.on_stage:
-            role = self._people[before].role  # the same person on another device keeps the seat
+            role = self._people[before].role  # the same person on another device keeps the role
         elif role.on_stage and self._stage_full():
             raise RefusedError(ErrorCode.STAGE_FULL)
         effects: list[Effect] = []
+        muted = before is not None and self._people[before].muted
         if before is not None:
             effects += self._remove(before, now_ns)
         self._last_id += 1
-        person = _Person(self._last_id, name, identity, Role.LISTENER)
+        person = _Person(self._last_id, name, identity, Role.LISTENER, muted=muted)
         self._people[person.id] = person
         self._by_identity[identity] = person.id
         effects += self._set_role(person, role, now_ns)

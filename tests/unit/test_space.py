@@ -674,3 +674,13 @@ class AnyEvening(RuleBasedStateMachine):
 
 AnyEvening.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestAnyEvening = AnyEvening.TestCase
+
+
+def test_whoever_comes_twice_stays_muted() -> None:
+    space = Space("id", "title", os.urandom)
+    host, _ = space.enter("Ada", b"ada", None, NOW, host=True)
+    space.handle(host, frames.Mute(id=1), NOW)
+    again, effects = space.enter("Ada", b"ada", None, NOW)
+    assert (space.view(again).role, space.view(again).muted) == (Role.HOST, True)
+    assert not [e for e in effects if isinstance(e, SourceAdded)]
+    assert len(space) == 1
