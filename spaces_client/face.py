@@ -85,14 +85,22 @@ def _plain(method: Callable[[LiveSpace], Awaitable[None]]) -> Any:
     return run
 
 
+def _on_member(method: Callable[[LiveSpace, int], Awaitable[None]]) -> Any:
+    async def run(space: LiveSpace, member: int | None) -> None:
+        assert member is not None, "asked for before: needs_member"
+        await method(space, member)
+
+    return run
+
+
 COMMANDS = (
     Command("hand", "raise your hand", _plain(LiveSpace.raise_hand)),
     Command("lower", "take a hand down", LiveSpace.lower_hand, takes_member=True),
     Command("mute", "mute yourself, or N", LiveSpace.mute, takes_member=True),
     Command("unmute", "unmute yourself", _plain(LiveSpace.unmute)),
-    Command("up", "bring N up to the stage", LiveSpace.bring_up, True, True),  # type: ignore[arg-type]  # N is there: needs_member
+    Command("up", "bring N up to the stage", _on_member(LiveSpace.bring_up), True, True),
     Command("down", "step down, or take N down", LiveSpace.take_down, takes_member=True),
-    Command("cohost", "make N a co-host", LiveSpace.appoint, True, True),  # type: ignore[arg-type]  # as above
+    Command("cohost", "make N a co-host", _on_member(LiveSpace.appoint), True, True),
     Command("dismiss", "end N's being co-host, or yours", LiveSpace.dismiss, takes_member=True),
     Command("invite", "a link for speakers", _invite),
     Command("link", "the link for listeners", _link),

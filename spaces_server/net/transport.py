@@ -15,6 +15,7 @@ import logging
 import socket
 import struct
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -221,7 +222,7 @@ def _enlarge_buffers(sock: socket.socket) -> None:
                 continue
 
 
-class _SocketTransport:
+class _SocketTransport(ABC):
     """What both transports share: the counts, the checks, the guard around the receiver."""
 
     def __init__(self, sock: socket.socket, family: int, receive: Receive) -> None:
@@ -259,13 +260,15 @@ class _SocketTransport:
         self.stats.send_short += len(lengths) - sent - refused
         return sent
 
+    @abstractmethod
     def _send_one(self, data: bytes, address: bytes) -> None:
-        raise NotImplementedError
+        """Raises OSError if the kernel does not take it."""
 
+    @abstractmethod
     def _send_rows(
         self, arena: NDArray[np.uint8], lengths: NDArray[np.int32], addresses: NDArray[np.uint8]
     ) -> tuple[int, int]:
-        raise NotImplementedError
+        """-> (sent, refused); the rest did not fit."""
 
     def _deliver(self, batch: Batch) -> None:
         self.stats.received += len(batch)
