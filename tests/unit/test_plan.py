@@ -1,5 +1,6 @@
 """The mix plan: who shares a mix, and how a switch between two mixes stays inaudible."""
 
+import gc
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -185,11 +186,13 @@ def lines_run(plan: Plan, active: list[int]) -> int:
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # a collection in between runs lines of its own
     sys.settrace(trace)
     try:
         plan.rebuild(active, 0)
     finally:
         sys.settrace(before)
+        gc.enable()
     return count
 
 
