@@ -21,12 +21,14 @@ from protocol.noise import public_key
 from protocol.opus import Encoder
 from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio
 from protocol.sealing import SessionKeys
-from spaces_client.client import Client, Phase
+from spaces_client.client import Client, ClientEvent, Phase, Replied
+from spaces_server.house import HouseRules
 from spaces_server.mixer.egress import Batch, Egress
 from spaces_server.mixer.mixer import LIMIT, limit
 from spaces_server.mixer.plan import Plan
 from spaces_server.mixer.source import FRAME_SAMPLES, Source
 from spaces_server.node import Limits, Node
+from spaces_server.records import StoreReply
 
 TICK_NS = 20 * MS
 LISTENERS = 1_000
@@ -163,23 +165,23 @@ class Hall:
     def __init__(self) -> None:
         self.now_ns = 1_000 * MS
         self.ticks = 0
-        self.node = Node(os.urandom(32), entropy=os.urandom, limits=Limits(cookies_above=10_000))
+        limits, rules = Limits(cookies_above=10_000), HouseRules(limited_rates=False)
+        self.node = Node(os.urandom(32), entropy=os.urandom, limits=limits, rules=rules)
+        self.events: list[ClientEvent] = []
         self.link = Link("server", 5004, public_key(self.node.endpoint.private_key))
         self.clients: dict[bytes, Client] = {}
-        host = self._client()
-        self._ask(host, frames.Open, title="bench", name="host")
-        (space,) = self.node.spaces
-        self._ask(host, frames.Invite)
-        (token,) = self.node.spaces[space]._invites
-        self.speakers = [host]
-        for number in range(1, SPEAKERS + LISTENERS):
-            client = self._client()
-            invite = {"invite": token} if number < SPEAKERS else {}
-            self._ask(client, frames.Join, space=space, name="guest", **invite)
-            if invite:
-                self.speakers.append(client)
+        self.speakers = [self._client() for _ in range(SPEAKERS)]
+        for number, client in enumerate(self.speakers):
+            self._ask(client, frames.Register, handle=f"speaker_{number}", name="speaker")
+        host, *others = self.speakers
+        space = self._ask(host, frames.Open, title="bench").space
+        invite = self._ask(host, frames.MakeInvite).invite
+        for client in others:
+            self._ask(client, frames.Join, space=space, invite=invite)
+        for _ in range(LISTENERS):
+            self._ask(self._client(), frames.Join, space=space)
         self.speeches = [Speech(seed) for seed in range(SPEAKERS)]
-        for _ in range(10):  # acknowledgements, and the news of who has come
+        for _ in range(20):  # acknowledgements, and the news of who has come
             self.tick()
             for address in self.clients:
                 self._exchange(address)
@@ -204,13 +206,18 @@ class Hall:
         while datagrams := client.transmit(self.now_ns):
             for datagram in datagrams:
                 self.node.receive_datagram(datagram, address, self.now_ns)
+            for request in self.node.to_store():  # a store that keeps nothing
+                self.node.receive_stored(StoreReply(request.ticket), self.now_ns)
             for datagram, to in self.node.drain(self.now_ns):
-                self.clients[to].receive(datagram, self.now_ns)
+                self.events += self.clients[to].receive(datagram, self.now_ns)
 
-    def _ask(self, client: Client, kind: type[frames.Request], **fields: Any) -> None:
-        client.request(kind, **fields)
+    def _ask(self, client: Client, kind: type[frames.Request], **fields: Any) -> Any:
+        """-> the reply."""
+        request_id = client.request(kind, **fields)
+        self.events.clear()
         self._exchange(next(a for a, c in reversed(self.clients.items()) if c is client))
-        assert client.view.me is not None
+        (reply,) = [e.frame for e in self.events if isinstance(e, Replied) and e.id == request_id]
+        return reply
 
     def speak(self) -> None:
         for client, speech in zip(self.speakers, self.speeches, strict=True):

@@ -72,6 +72,7 @@ class CloseCode(IntEnum):
     TIMEOUT = 4  # nothing was heard for 30 s (never on the wire)
     REPLACED = 5  # the same person joined again from elsewhere
     UNREACHABLE = 6  # fifteen timeouts in a row without an acknowledgement (never on the wire)
+    EXPELLED = 7  # a ban, or the device was removed from its account: to come back is of no use
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,28 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from enum import IntEnum, IntFlag
+from enum import IntEnum, IntFlag, StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
+import msgpack
 import msgspec
 
-from protocol import connection, frames, jitter, link, opus, packets, reliable, replay, sealing
+from protocol import (
+    connection,
+    evidence,
+    frames,
+    jitter,
+    link,
+    notes,
+    opus,
+    packets,
+    reliable,
+    replay,
+    sealing,
+    text,
+)
 from protocol.connection import Chunk, CloseCode
 from protocol.noise import Handshake, public_key
 from protocol.packets import (
@@ -35,8 +49,9 @@ from protocol.packets import (
     Welcome,
     key_id,
 )
-from protocol.roles import PERMISSIONS, SELF, Role
+from protocol.roles import PERMISSIONS, SELF, SERVER_PERMISSIONS, Role, ServerRole
 from protocol.sealing import Sealer, SessionKeys
+from protocol.state_hash import StateHash
 
 SPEC: Final = Path(__file__).with_name("SPEC.md")
 LINE_BYTES: Final = 32  # of hexadecimal in the worked example
@@ -134,8 +149,29 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "MAX_FRAME_BYTES": "an encoded frame",
         "MAX_NAME_CHARS": "a person's name, in Unicode code points",
         "MAX_TITLE_CHARS": "a space's title, in Unicode code points",
-        "MAX_PAGE": "members in one `roster_page`",
+        "MAX_HANDLE_CHARS": "a handle, as it is sent",
+        "MAX_POST_CHARS": "a post",
+        "MAX_MESSAGE_CHARS": "a direct message",
+        "MAX_CHAT_CHARS": "a line of chat",
+        "MAX_CHAT_BYTES": "the same, in UTF-8",
+        "MAX_REPORT_CHARS": "the note of a report, a reason",
+        "MAX_LABEL_CHARS": "a device's label",
+        "MAX_PAGE": "members, people or accounts in one page, at most",
+        "MAX_TEXTS_PAGE": "spaces, messages, posts, reports or people who wait, in one page",
+        "MAX_CHUNK_BYTES": "a part of a voice note or of evidence",
         "MAX_FEED_CATCH_UP": "updates that a server keeps for `catch_up`",
+    },
+    text: {
+        "MAX_HANDLE_CHARS": "a handle, normalised",
+        "MAX_MARKS": "combining marks in a row, in texts",
+        "MAX_HANDLE_MARKS": "the same, in handles",
+    },
+    notes: {
+        "MAX_NOTE_MS": "a voice note",
+        "MAX_NOTE_BYTES": "the same, with the lengths of its packets",
+    },
+    evidence: {
+        "MAX_RECORDING_BYTES": "what is sealed with a report, before sealing",
     },
     opus: {
         "SAMPLE_RATE": "samples a second in all timestamps",
@@ -166,6 +202,7 @@ _UNITS: Final = {
     "PACKETS": "packets",
     "COUNTERS": "counters",
     "BITS": "bits",
+    "MS": "ms",
     "RATE": "Hz",
 }
 
@@ -208,16 +245,33 @@ def quantity(name: str, value: int) -> str:
 # -- frames ---------------------------------------------------------------------------------------
 
 
+# Types with a meaning of their own, which the document explains once.
+_PATTERNS: Final = {
+    r"^[A-Za-z0-9_-]{1,32}\Z": "space id",
+    r"^[A-Za-z0-9_-]{0,32}\Z": "space id or empty",
+    r"^[A-Za-z0-9_-]{1,64}\Z": "token",
+    r"^[A-Za-z0-9_-]{0,64}\Z": "token or empty",
+}
+
+
 def _type_words(kind: msgspec.inspect.Type) -> str:
     match kind:
         case msgspec.inspect.IntType(ge=0, le=255):
             return "u8"
         case msgspec.inspect.IntType(ge=0, le=0xFFFF_FFFF):
             return "u32"
+        case msgspec.inspect.IntType(ge=0, le=int(high)) if high < 255:
+            return f"u8, 0 to {high}"
+        case msgspec.inspect.BytesType(min_length=int(low), max_length=high) if low == high:
+            return f"binary, {low} bytes"
+        case msgspec.inspect.BytesType(max_length=int(high)):
+            return f"binary, at most {high:,} bytes"
         case msgspec.inspect.StrType(pattern=str(pattern)):
-            return f"string `{pattern}`"
+            return _PATTERNS[pattern]
+        case msgspec.inspect.StrType(min_length=low, max_length=frames.MAX_HANDLE_CHARS):
+            return "handle" if low else "handle or empty"
         case msgspec.inspect.StrType(min_length=low, max_length=int(high)):
-            return f"string, {low or 0} to {high} characters"
+            return f"string, {low or 0} to {high:,} characters"
         case msgspec.inspect.StrType():
             return "string"
         case msgspec.inspect.BoolType():
@@ -228,9 +282,27 @@ def _type_words(kind: msgspec.inspect.Type) -> str:
             return f"array of {_type_words(item)}"
         case msgspec.inspect.StructType(cls=cls):
             return cls.__name__
+        case msgspec.inspect.DictType(value_type=msgspec.inspect.IntType()):
+            return "map, string to u32"
         case msgspec.inspect.DictType():
             return "map (an update)"
     raise TypeError(f"no words for {kind}")
+
+
+def _default_words(default: object) -> str:
+    match default:
+        case bool():
+            return str(default).lower()
+        case str():
+            return f'"{default}"'
+        case msgspec.Struct():
+            return "its defaults"
+    return str(default)
+
+
+def times(kind: type[msgspec.Struct]) -> set[str]:
+    """The fields that are points in time: to msgspec, they are numbers like others."""
+    return set(re.findall(r"^    (\w+): Time\b", inspect.getsource(kind), re.MULTILINE))
 
 
 def _fields(kind: type[msgspec.Struct]) -> str:
@@ -238,13 +310,11 @@ def _fields(kind: type[msgspec.Struct]) -> str:
     assert isinstance(info, msgspec.inspect.StructType)
     cells = []
     for field in info.fields:
-        words = _type_words(field.type)
+        words = "time" if field.name in times(kind) else _type_words(field.type)
         if not field.required:
             words += ", optional"
             if field.default is not msgspec.NODEFAULT:
-                default = field.default
-                shown = str(default).lower() if isinstance(default, bool) else f"{default}"
-                words += f" (else {shown})" if shown else ' (else "")'
+                words += f" (else {_default_words(field.default)})"
         cells.append(f"`{field.encode_name}`: {words}")
     return "<br>".join(cells)
 
@@ -264,11 +334,18 @@ def _frame_table(kinds: Sequence[type[msgspec.Struct]], *, replies: bool = False
     return _table(head, rows)
 
 
+STRUCTURES: Final = (
+    frames.Member, frames.Settings, frames.Snapshot, frames.Reaction, frames.FeedBatch,
+    frames.Account, frames.Person, frames.Device, frames.Waiting, frames.SpaceInfo,
+    frames.InviteInfo, frames.MessageInfo, frames.PostInfo, frames.ReportInfo,
+    frames.Greeting,
+)  # fmt: skip
+
+
 def _structures() -> str:
-    kinds = (frames.Member, frames.Snapshot, frames.FeedBatch, frames.Greeting)
     return _table(
         ["map", "fields", "meaning"],
-        ([kind.__name__, _fields(kind), _one_line(kind.__doc__)] for kind in kinds),
+        ([kind.__name__, _fields(kind), _one_line(kind.__doc__)] for kind in STRUCTURES),
     )
 
 
@@ -312,17 +389,17 @@ def _errors() -> str:
     )
 
 
-def _permissions() -> str:
-    order = [SELF, *Role]
+def _permission_table(table: Any, roles: type[StrEnum]) -> str:
+    order = [SELF, *roles]
 
     def cell(targets: frozenset[str]) -> str:
         return ", ".join(target for target in order if target in targets) or "-"
 
     rows = (
-        [f"`{action.value}`", *(cell(by_role[role]) for role in Role)]
-        for action, by_role in PERMISSIONS.items()
+        [f"`{action.value}`", *(cell(by_role[role]) for role in roles)]
+        for action, by_role in table.items()
     )
-    return _table(["action", *(role.value for role in Role)], rows)
+    return _table(["action", *(role.value for role in roles)], rows)
 
 
 def _limits() -> str:
@@ -382,11 +459,22 @@ def example() -> dict[str, bytes]:
     silence = bytes.fromhex("f8fffe")  # 20 ms of silence, CELT, mono
     voice = UplinkAudio(0xFFFFFE20, AudioFlag.FIRST, silence).pack()
     mix = DownlinkAudio(0x000F4240, AudioFlag.FIRST, (Audible(3, 42, 0x1234),), silence).pack()
-    member = frames.Member(id=7, name="Ada", role=Role.SPEAKER, seat=3)
+    member = frames.Member(id=7, name="Ada", handle="ada", role=Role.SPEAKER, seat=3)
     updates = [frames.encode_update(u) for u in (
         frames.MemberUpdate(member=member), frames.ListenersUpdate(count=12)
     )]  # fmt: skip
-    feed = frames.encode(frames.FeedBatch(space="4LyR-2n6u9v0", first=5, updates=updates))
+    entries = {
+        "space": ("space", "Example", "public", "invited", False, True, 0),
+        "listeners": ("listeners", 12),
+        "member": ("member", 7, "Ada", "ada", "speaker", 3, False, False, 0),
+    }
+    state = frames.Snapshot(
+        number=6, title="Example", settings=frames.Settings(), members=[member], listeners=12
+    )
+    state_hash = StateHash.of(state).value
+    feed = frames.encode(
+        frames.FeedBatch(space="4LyR-2n6u9v0", first=5, updates=updates, hash=state_hash)
+    )
 
     downlink = Sealer(keys.receive_media, client_index)
     return {
@@ -427,6 +515,25 @@ def example() -> dict[str, bytes]:
         "AUDIO, server to client, counter 0": downlink.seal(Kind.AUDIO, mix),
         "FEED plaintext": feed,
         "FEED, server to client, counter 1": downlink.seal(Kind.FEED, feed),
+        **{f"state hash, entry {name}": msgpack.packb(entry) for name, entry in entries.items()},
+        "state hash": state_hash.to_bytes(4),
+        **_evidence(public_key(client_static), silence),
+    }
+
+
+def _evidence(device: bytes, silence: bytes) -> dict[str, bytes]:
+    """A recording of two packets, sealed for one device."""
+    recording = [(0xFFFFFE20, silence), (0x000001E0, silence)]
+    drawn = [bytes(range(0xA0, 0xC0)), bytes(range(0xC0, 0xE0))]
+    content_key, sender_private = drawn
+    sealed = evidence.seal(recording, [device], lambda _: drawn.pop(0))
+    return {
+        "evidence, recording": evidence.pack(recording),
+        "evidence, content key": content_key,
+        "evidence, sender private": sender_private,
+        "evidence, sender_key": sealed.keys[device].sender_key,
+        "evidence, sealed_key": sealed.keys[device].sealed_key,
+        "evidence, data": sealed.data,
     }
 
 
@@ -474,13 +581,17 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "refusals": _refusals,
     "chunks": _chunks,
     "close codes": _close_codes,
-    "requests": lambda: _frame_table(frames.REQUESTS, replies=True),
+    "requests in a space": lambda: _frame_table(frames.SPACE_REQUESTS, replies=True),
+    "requests of people": lambda: _frame_table(frames.PEOPLE_REQUESTS, replies=True),
+    "requests of finding": lambda: _frame_table(frames.FINDING_REQUESTS, replies=True),
+    "requests of safety": lambda: _frame_table(frames.SAFETY_REQUESTS, replies=True),
     "replies": lambda: _frame_table(frames.REPLIES),
     "notices": lambda: _frame_table(frames.NOTICES),
     "updates": lambda: _frame_table(frames.UPDATES),
     "structures": _structures,
     "errors": _errors,
-    "permissions": _permissions,
+    "permissions": lambda: _permission_table(PERMISSIONS, Role),
+    "server permissions": lambda: _permission_table(SERVER_PERMISSIONS, ServerRole),
     "flags": _flags,
     "limits": _limits,
     "example": _example,

@@ -6,6 +6,12 @@ No sockets and no clock: datagrams and `now_ns` go in; datagrams, events and sam
     request() -> Replied                       one reply to every request
     talk(block)                                20 ms of one's own voice
     play(out)                                  20 ms of what is heard
+
+A session that is lost is made anew, with the same key, and so is the place in the space:
+
+    CONNECTING -> CONNECTED -> (lost: `trouble` says why) WAITING -> CONNECTING -> CONNECTED -> ...
+
+until it stands again, or there is no use in it: then, and after `close`, the phase is CLOSED.
 """
 
 from collections.abc import Callable
@@ -18,8 +24,8 @@ from numpy.typing import NDArray
 
 from protocol import connection as session
 from protocol import frames
-from protocol.connection import MS, CloseCode, Connection, Media, Message, Pong
-from protocol.frames import FrameError
+from protocol.connection import KEEPALIVE_NS, MS, CloseCode, Connection, Media, Message, Pong
+from protocol.frames import ErrorCode, FrameError
 from protocol.link import Link
 from protocol.noise import Handshake, NoiseError
 from protocol.packets import (
@@ -42,6 +48,7 @@ from protocol.packets import (
     unpack_refused,
 )
 from protocol.playout import Playout
+from protocol.reliable import ChannelFull
 from protocol.sealing import SessionKeys
 from spaces_client import AGENT
 from spaces_client.talker import Talker
@@ -53,7 +60,25 @@ MAX_HELLO_REPEAT_NS = 500 * MS
 GAP_NS = 50 * MS  # a talkspurt without a packet for this long: has our address changed?
 PROBES = 8
 MAX_PROBE_REPEAT_NS = 400 * MS
-ASK_AGAIN_NS = 1_000 * MS  # between two requests for missing updates
+ASK_AGAIN_NS = 1_000 * MS  # between two requests for missing updates, or for a fresh snapshot
+MAX_LOOK_DOUBLINGS = 6  # fresh snapshots that do not help are asked for more and more seldom
+SILENT_NS = KEEPALIVE_NS + 10_000 * MS  # without a PONG: a PING was out for the last 10 s at least
+RETRY_NS = 250 * MS  # before the first new attempt; doubled with every one that fails
+MAX_RETRY_NS = 5_000 * MS
+REFUSED_GIVE_UP = 2  # "port unreachable" answers before they are believed
+
+# Reasons for a session to end after which a new one may stand; all others are final.
+LOST_BY_PEER = (CloseCode.SHUTDOWN, CloseCode.TOO_SLOW)
+LOST_HERE = (CloseCode.TIMEOUT, CloseCode.UNREACHABLE)
+# Refusals to come back into the space that pass, and those that are about the invite.
+FOR_A_WHILE = (ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE)
+OF_THE_INVITE = (
+    ErrorCode.BAD_INVITE,
+    ErrorCode.INVITE_EXPIRED,
+    ErrorCode.INVITE_USED_UP,
+    ErrorCode.STAGE_FULL,
+    ErrorCode.CO_HOSTS_FULL,
+)
 
 REFUSALS = {
     Refusal.VERSION: "the server speaks another version of the protocol; update one of the two",
@@ -77,12 +102,48 @@ class Replied:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """The view of the space (people, roles, hands) has changed."""
+    """The view of the space (title, settings, people, roles, hands) has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Somebody said a line in the chat (it is in the view already)."""
+
+    line: frames.ChatUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class LineGone:
+    """A line of the chat was taken back, and is to be shown no more."""
+
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reacted:
+    """What was shown since the last of these: how often each reaction, and by whom on stage."""
+
+    counts: dict[str, int]
+    stage: list[frames.Reaction]
+
+
+@dataclass(frozen=True, slots=True)
+class Notified:
+    """The server tells this person something, unasked."""
+
+    frame: frames.Notice
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """This person was removed from the space; the session goes on."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The space is over; the session goes on."""
+    """The space is over, or cannot be come back into; the session goes on."""
 
     text: str
 
@@ -95,19 +156,47 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconnecting:
+    """The session is lost, and attempts are made to have one again.  Requests without a reply get
+    none any more."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnected:
+    """There is a session again, and one is in the space again, unless `Ended` follows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnected:
-    """There is no session (any more)."""
+    """There is no session (any more), and no attempt will be made to have one."""
 
     text: str
     code: int = CloseCode.LEAVING
 
 
-ClientEvent = Connected | Replied | Changed | Ended | Heard | Disconnected
+ClientEvent = (
+    Connected
+    | Replied
+    | Changed
+    | Chat
+    | LineGone
+    | Reacted
+    | Notified
+    | Removed
+    | Ended
+    | Heard
+    | Reconnecting
+    | Reconnected
+    | Disconnected
+)
 
 
 class Phase(Enum):
     CONNECTING = "connecting"
     CONNECTED = "connected"
+    WAITING = "waiting"  # before the next attempt
     CLOSED = "closed"
 
 
@@ -134,7 +223,7 @@ class Received:
 
 
 class Client:
-    """One person's session with one server, and the space they are in."""
+    """One person at one server, and the space they are in."""
 
     def __init__(
         self,
@@ -149,13 +238,15 @@ class Client:
     ) -> None:
         """private_key: 32 bytes, who one is.  address: the server's, as the network names it."""
         self.link = link
-        self.phase = Phase.CONNECTING
         self.view = SpaceView()
         self.muted = False
-        self.received = Received()
+        self.received = Received()  # in this session
         self.playout = Playout()
         self.rtt_ns: int | None = None
         self.levels: dict[int, int] = {}  # seat -> -dBov, of those who sound now
+        self.trouble: str | None = None  # why the session was lost, until there is one again
+        self.attempt = 0  # number of the attempt to have a session; each is best on its own socket
+        self.repairs = 0  # fresh snapshots asked for because the state here was another
         self._private_key = private_key
         self._entropy = entropy
         self._address = address
@@ -163,18 +254,32 @@ class Client:
             bitrate=bitrate, complexity=complexity, timestamp=int.from_bytes(entropy(4))
         )
         self._connection: Connection | None = None
-        self._outbox: list[bytes] = []
         self._last_id = 0
         self._leave_id = 0  # of the request to leave; the others begin with 1
-        self._own_requests: set[int] = set()  # ids of requests for missing updates
+        self._entry: frames.Open | frames.Join | None = None  # the newest that was asked for
+        self._way_back: dict[str, Any] | None = None  # the fields of `join` that lead back
+        self._rejoin_id = 0
+        self._rejoin_ns: int | None = None  # when to ask again to be let in
+        self._own_requests: set[int] = set()  # ids of those that the application did not make
         self._asked_ns = -ASK_AGAIN_NS
+        self._looks_in_vain = 0
         self._joined_ns = now_ns
         self._gap_ns: int | None = None  # when a gap in a talkspurt would be one
         self._probes = 0
-        self._give_up_ns = now_ns + CONNECT_TIMEOUT_NS
-        self._greet(NO_COOKIE, now_ns)
+        self._failures = 0  # to have a session, one after another
+        self._retry_ns = 0
+        self._begin(now_ns)
 
     # -- handshake --------------------------------------------------------------------------
+
+    def _begin(self, now_ns: int) -> None:
+        """An attempt to have a session."""
+        self.phase = Phase.CONNECTING
+        self.attempt += 1
+        self._refusals = 0
+        self._outbox: list[bytes] = []
+        self._give_up_ns = now_ns + CONNECT_TIMEOUT_NS
+        self._greet(NO_COOKIE, now_ns)
 
     def _greet(self, cookie: bytes, now_ns: int) -> None:
         """Begins a handshake: everything in a HELLO is authenticated, the cookie too."""
@@ -210,6 +315,8 @@ class Client:
                 if index == self._index:
                     known = code in Refusal.__members__.values()
                     text = REFUSALS[Refusal(code)] if known else f"refused, code {code}"
+                    if code == Refusal.FULL:  # of which a place may come free
+                        return self._lost(text, now_ns)
                     return self._closed(text, CloseCode.LEAVING)
         except MalformedPacketError:
             pass
@@ -232,7 +339,82 @@ class Client:
         self._connection.observe_rtt(now_ns - self._greeted_ns)
         self._connection.ping(now_ns)  # what proves our address to the server
         self.phase = Phase.CONNECTED
-        return [Connected()]
+        self.received = Received()
+        self.playout = Playout()
+        self._connected_ns = self._pong_ns = now_ns
+        if self.trouble is None:
+            return [Connected()]
+        if self._way_back is not None:
+            self._rejoin()
+            return []
+        self.trouble = None
+        return [Reconnected()]
+
+    # -- a session that is lost -----------------------------------------------------------------
+
+    def _lost(self, text: str, now_ns: int) -> list[ClientEvent]:
+        """The session, or an attempt to have one, came to nothing: a new attempt in a while.  The
+        first attempt of all is the only one: the link may be wrong."""
+        if self._connection is None and self.trouble is None:
+            return self._closed(text, CloseCode.LEAVING)
+        if self._connection is not None:
+            if now_ns - self._connected_ns >= MAX_RETRY_NS:
+                self._failures = 0
+            if self._connection.state is session.State.CLOSED:
+                self._outbox += self._connection.transmit(now_ns)  # the answer to CLOSE
+            self._connection = None
+        wait_ns = min(RETRY_NS << min(self._failures, 10), MAX_RETRY_NS)
+        self._failures += 1
+        # Between half and the whole of it: those who were lost together do not come together.
+        wait_ns -= wait_ns * int.from_bytes(self._entropy(2)) >> 17
+        self._retry_ns = now_ns + wait_ns
+        self.phase = Phase.WAITING
+        self._own_requests.clear()
+        self._rejoin_ns = self._gap_ns = None
+        known, self.trouble = self.trouble, text
+        return [Reconnecting(text)] if known is None else []
+
+    def refused(self, now_ns: int) -> list[ClientEvent]:
+        """The network says that nothing listens at the server's port."""
+        self._refusals += 1
+        if self._refusals < REFUSED_GIVE_UP:
+            return []
+        link = self.link
+        text = f"nothing listens at {link.host}:{link.port}; is the server running?"
+        return self.unreachable(text, now_ns)
+
+    def unreachable(self, text: str, now_ns: int) -> list[ClientEvent]:
+        """There is no way to the server now, says this machine."""
+        under_way = self.phase in (Phase.CONNECTING, Phase.CONNECTED)
+        return self._lost(text, now_ns) if under_way else []
+
+    def _over(self, closed: session.Closed, now_ns: int) -> list[ClientEvent]:
+        text = closed.text or "the server closed the session"
+        if closed.code in (LOST_BY_PEER if closed.by_peer else LOST_HERE):
+            return self._lost(text, now_ns)
+        return self._closed(text, closed.code)
+
+    def _closed(self, text: str, code: int) -> list[ClientEvent]:
+        self.phase = Phase.CLOSED
+        return [Disconnected(text, code)]
+
+    def _rejoin(self) -> None:
+        assert self._way_back is not None
+        self._rejoin_ns = None
+        self._rejoin_id = self._request_own(frames.Join, **self._way_back)
+
+    def _not_let_in(self, error: frames.Error, now_ns: int) -> list[ClientEvent]:
+        assert self._way_back is not None
+        if error.code in FOR_A_WHILE:
+            self._rejoin_ns = now_ns + max(error.retry_ms * MS, ASK_AGAIN_NS)
+            return []
+        if error.code in OF_THE_INVITE and "invite" in self._way_back:
+            del self._way_back["invite"]  # it has done its work: as a listener, perhaps
+            self._rejoin()
+            return []
+        self.trouble = None
+        self._out_of_space()
+        return [Reconnected(), Ended(error.text)]
 
     # -- what comes in ----------------------------------------------------------------------
 
@@ -241,42 +423,42 @@ class Client:
         if not data:
             return []
         if self._connection is None:
-            closed = self.phase is Phase.CLOSED
-            return [] if closed else self._receive_handshake(data, now_ns)
+            connecting = self.phase is Phase.CONNECTING
+            return self._receive_handshake(data, now_ns) if connecting else []
         try:
             if data[0] < Kind.CONTROL or unpack_header(data)[2] != self._index:
                 return []
         except MalformedPacketError:
             return []
+        received = self._connection.receive(data, self._address, now_ns)
+        if received is None:
+            return []
+        self._refusals = 0
         events: list[ClientEvent] = []
-        for event in self._connection.receive(data, self._address, now_ns) or ():
+        for event in received:
             match event:
                 case Media():
                     events += self._receive_media(event, now_ns)
                 case Message(message):
                     events += self._receive_frame(message, now_ns)
                 case Pong(asked_ns, rtt_ns, status):
+                    self._pong_ns = now_ns
                     self.rtt_ns = self.rtt_ns if rtt_ns is None else rtt_ns
                     if asked_ns >= self._joined_ns:  # else it may be of another space
                         self.view.newest = max(self.view.newest, status)
-                case session.Closed(code, text):
-                    events += self._closed(text or "the server closed the session", code)
+                case session.Closed():
+                    events += self._over(event, now_ns)
         self._catch_up(now_ns)
         return events
-
-    def _closed(self, text: str, code: int) -> list[ClientEvent]:
-        self.phase = Phase.CLOSED
-        return [Disconnected(text, code)]
 
     def _receive_media(self, media: Media, now_ns: int) -> list[ClientEvent]:
         self.received.count(media.counter)
         try:
             if media.kind == Kind.FEED:
                 batch = frames.decode_feed(media.plaintext)
-                if batch.space != self.view.id:
-                    return []  # of a space that was left
-                changed = self.view.apply(batch.first, batch.updates)
-                return [Changed()] if changed else []
+                if batch.space != self.view.id or self.trouble is not None:
+                    return []  # of a space that was left, or is to be joined again
+                return self._told(batch)
             audio = DownlinkAudio.unpack(media.plaintext)
         except (MalformedPacketError, FrameError):
             return []
@@ -289,50 +471,114 @@ class Client:
         self._probes = 0
         return [Heard(audio)]
 
+    def _told(self, batch: frames.FeedBatch | frames.Updates) -> list[ClientEvent]:
+        """What the feed says, as events; the state is there before what was said in it."""
+        changed = False
+        said: list[ClientEvent] = []
+        for update in self.view.apply(batch.first, batch.updates, batch.hash):
+            match update:
+                case frames.ChatUpdate():
+                    said.append(Chat(update))
+                case frames.LineGoneUpdate(line=line):
+                    said.append(LineGone(line))
+                case frames.ReactionsUpdate(counts=counts, stage=stage):
+                    said.append(Reacted(counts, stage))
+                case _:
+                    changed = True
+        if self.view.agreed:
+            self._looks_in_vain = 0
+        return [Changed(), *said] if changed else said
+
     def _receive_frame(self, message: bytes, now_ns: int) -> list[ClientEvent]:
         try:
             frame = frames.decode(message)
         except FrameError:
             return []  # a newer server's; nothing here depends on it
         match frame:
-            case frames.Joined(space=space, you=you, snapshot=snapshot):
-                self.view = SpaceView(id=space)
-                self.view.take(you, snapshot)
-                self._joined_ns = now_ns
+            case frames.Reply(re=own) if own in self._own_requests:
+                self._own_requests.discard(own)
+                return self._receive_own(frame, now_ns)
+            case frames.Joined():
+                self._enter(frame, now_ns)
             case frames.State(you=you, snapshot=snapshot):
                 self.view.take(you, snapshot)
-            case frames.Updates(first=first, updates=updates):
-                if self.view.apply(first, updates):
-                    self._asked_ns -= ASK_AGAIN_NS  # if there is more, it may be asked for at once
             case frames.You(you=you):
                 self.view.me = you
                 return [Changed()]
             case frames.Ended(text=text):
                 self._out_of_space()
                 return [Ended(text)]
+            case frames.Removed(text=text):
+                self._out_of_space()
+                return [Removed(text)]
+            case frames.Notice():
+                return [Notified(frame)]
             case frames.Ok(re=self._leave_id):
                 self._out_of_space()
-        if not isinstance(frame, frames.Reply):
-            return []
-        if frame.re not in self._own_requests:
-            return [Replied(frame.re, frame)]
-        self._own_requests.discard(frame.re)
-        if isinstance(frame, frames.Error):
-            if frame.code != frames.ErrorCode.TOO_OLD:
-                return []  # the space is gone: asking again would go on for ever
-            self._own_requests.add(self.request(frames.Look))
-            return []
-        return [Changed()]
+        return [Replied(frame.re, frame)] if isinstance(frame, frames.Reply) else []
+
+    def _receive_own(self, reply: frames.Reply, now_ns: int) -> list[ClientEvent]:
+        match reply:
+            case frames.Joined():
+                self._enter(reply, now_ns)
+                self.trouble = None
+                return [Reconnected(), Changed()]
+            case frames.Error(re=self._rejoin_id):
+                return self._not_let_in(reply, now_ns)
+            case frames.Error(code=frames.ErrorCode.TOO_OLD):
+                self._request_own(frames.Look)
+            case frames.Updates():
+                if told := self._told(reply):
+                    self._asked_ns -= ASK_AGAIN_NS  # if there is more, it may be asked for at once
+                return told
+            case frames.State(you=you, snapshot=snapshot):
+                self.view.take(you, snapshot)
+                return [Changed()]
+        # Of another error (the space is gone) nothing more is asked: it would go on for ever.
+        return []
+
+    def _enter(self, joined: frames.Joined, now_ns: int) -> None:
+        self.view = SpaceView(
+            id=joined.space, reactions=tuple(joined.reactions), evidence=joined.evidence
+        )
+        self.view.take(joined.you, joined.snapshot)
+        self._joined_ns = now_ns
+        self._looks_in_vain = 0
+        if self._entry is not None:
+            # Whoever is on stage by now: the blocks were told of when they came.
+            way = {"space": joined.space, "despite_blocked": True}
+            if isinstance(self._entry, frames.Join):
+                way["name"] = self._entry.name
+                if isinstance(self._entry.invite, str):
+                    way["invite"] = self._entry.invite
+            self._way_back, self._entry = way, None
 
     def _out_of_space(self) -> None:
         self.view = SpaceView()
         self._gap_ns = None
+        self._way_back = None
 
     def _catch_up(self, now_ns: int) -> None:
-        """Asks for the updates that are missing, not more often than once a second."""
-        if self.view.me and self.view.behind and now_ns - self._asked_ns >= ASK_AGAIN_NS:
-            self._asked_ns = now_ns
-            self._own_requests.add(self.request(frames.CatchUp, after=self.view.number))
+        """Asks for the updates that are missing, or for a fresh snapshot where the state is not
+        the server's; not more often than once a second."""
+        if self._ask_ns is None or now_ns < self._ask_ns:
+            return
+        self._asked_ns = now_ns
+        if self.view.agreed is False:
+            self.repairs += 1
+            self._looks_in_vain += 1
+            self._request_own(frames.Look)
+        else:
+            self._request_own(frames.CatchUp, after=self.view.number)
+
+    @property
+    def _ask_ns(self) -> int | None:
+        """When `_catch_up` has something to ask."""
+        if self._connection is None or self.view.me is None or self.trouble is not None:
+            return None
+        if self.view.agreed is False:
+            return self._asked_ns + (ASK_AGAIN_NS << min(self._looks_in_vain, MAX_LOOK_DOUBLINGS))
+        return self._asked_ns + ASK_AGAIN_NS if self.view.behind else None
 
     # -- what goes out ----------------------------------------------------------------------
 
@@ -340,16 +586,35 @@ class Client:
         """Queues a request; -> its id.  Raises ChannelFull, and RuntimeError unless connected."""
         if self._connection is None:
             raise RuntimeError("not connected")
-        self._last_id += 1
-        self._connection.send(frames.encode(kind(id=self._last_id, **fields)))
-        if kind is frames.Leave:
-            self._leave_id = self._last_id
-        return self._last_id
+        request = kind(id=self._last_id + 1, **fields)
+        self._connection.send(frames.encode(request))
+        self._last_id = request.id
+        if isinstance(request, frames.Leave):
+            self._leave_id = request.id
+        if isinstance(request, frames.Open | frames.Join):
+            self._entry = request
+        return request.id
+
+    def _request_own(self, kind: type[frames.Request], **fields: Any) -> int:
+        """A request whose reply is not the application's; -> its id, 0 if there is no room."""
+        try:
+            request_id = self.request(kind, **fields)
+        except ChannelFull:
+            return 0
+        self._own_requests.add(request_id)
+        return request_id
+
+    def seen(self, notice: int) -> None:
+        """Tells the server that a kept notice need not come again."""
+        if self.phase is Phase.CONNECTED:
+            self._request_own(frames.Seen, notice=notice)
 
     @property
     def may_speak(self) -> bool:
         me = self.view.me
-        return me is not None and me.role.on_stage and not me.muted and not self.muted
+        if me is None or self.trouble is not None:
+            return False
+        return me.role.on_stage and not me.muted and not self.muted
 
     def talk(self, block: NDArray[np.float32]) -> UplinkAudio | None:
         """block (960,): the microphone's next 20 ms, kept back unless one may speak.
@@ -382,24 +647,34 @@ class Client:
     def tick(self, now_ns: int) -> list[ClientEvent]:
         """To be called when `deadline_ns` has passed."""
         if self._connection is None:
-            if self.phase is Phase.CLOSED:
-                return []
-            if now_ns >= self._give_up_ns:
-                host = f"{self.link.host}:{self.link.port}"
-                return self._closed(f"no answer from {host}; is it running and reachable?", 0)
-            if now_ns >= self._hello_due_ns:
-                self._outbox.append(self._hello.pack())
-                self._repeat_ns = min(2 * self._repeat_ns, MAX_HELLO_REPEAT_NS)
-                self._hello_due_ns = now_ns + self._repeat_ns
-            return []
-        events: list[ClientEvent] = []
+            return self._tick_unconnected(now_ns)
         for event in self._connection.tick(now_ns):
             if isinstance(event, session.Closed):
-                events += self._closed(event.text, event.code)
+                return self._over(event, now_ns)
+        if self.phase is Phase.CLOSED:
+            return []
+        if now_ns - self._pong_ns >= SILENT_NS:
+            # A server that was killed and started again knows nothing of the session, and is
+            # silent: nothing that it sends for it could be believed.
+            return self._lost("the server does not answer any more", now_ns)
+        if self._rejoin_ns is not None and now_ns >= self._rejoin_ns:
+            self._rejoin()
         if self._gap_ns is not None and now_ns >= self._gap_ns:
             self._probe(now_ns)
         self._catch_up(now_ns)
-        return events
+        return []
+
+    def _tick_unconnected(self, now_ns: int) -> list[ClientEvent]:
+        if self.phase is Phase.WAITING and now_ns >= self._retry_ns:
+            self._begin(now_ns)
+        elif self.phase is Phase.CONNECTING and now_ns >= self._give_up_ns:
+            host = f"{self.link.host}:{self.link.port}"
+            return self._lost(f"no answer from {host}; is it running and reachable?", now_ns)
+        elif self.phase is Phase.CONNECTING and now_ns >= self._hello_due_ns:
+            self._outbox.append(self._hello.pack())
+            self._repeat_ns = min(2 * self._repeat_ns, MAX_HELLO_REPEAT_NS)
+            self._hello_due_ns = now_ns + self._repeat_ns
+        return []
 
     def _probe(self, now_ns: int) -> None:
         """A talkspurt has stopped without LAST.  If the reason is that a router gave us another
@@ -421,13 +696,13 @@ class Client:
     def deadline_ns(self) -> int:
         """When `tick` and `transmit` are due if nothing happens before."""
         if self._connection is None:
-            return min(self._hello_due_ns, self._give_up_ns)
-        deadlines = [self._connection.deadline_ns]
-        if self.view.me is not None and self.view.behind:
-            deadlines.append(self._asked_ns + ASK_AGAIN_NS)
-        if self._gap_ns is not None:
-            deadlines.append(self._gap_ns)
-        return min(deadlines)
+            waiting = self.phase is Phase.WAITING
+            return self._retry_ns if waiting else min(self._hello_due_ns, self._give_up_ns)
+        if self.phase is Phase.CLOSED:
+            return self._connection.deadline_ns
+        due = (self._rejoin_ns, self._gap_ns, self._ask_ns)
+        own = [self._connection.deadline_ns, self._pong_ns + SILENT_NS]
+        return min(own + [when_ns for when_ns in due if when_ns is not None])
 
     def finished(self, now_ns: int) -> bool:
         """Nothing more is to be sent or awaited."""

@@ -1,13 +1,15 @@
 """A crowd: many real clients in one process, to fill a space and to measure what they see.
 
-Every one of them is a whole client with a socket, a session and a decoder of its own.  Delay is
-measured without any clock but one: every mixed packet says which moment of whose voice it carries,
-so a speaker's packet can be found again in what the other clients of this process get.
+Every one of them is a whole client with a socket, a session and a decoder of its own; speakers
+register accounts, listeners are guests.  Delay is measured without any clock but one: every mixed
+packet says which moment of whose voice it carries, so a speaker's packet can be found again in what
+the other clients of this process get.
 """
 
 import asyncio
 import contextlib
 import math
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,9 +22,10 @@ from numpy.typing import NDArray
 
 from protocol.link import Link
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
+from protocol.roles import Role
 from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES, AudioError, AudioInput, AudioOutput
 from spaces_client.client import Heard
-from spaces_client.live import LiveSpace, SpacesError, connect, host
+from spaces_client.live import LiveSpace, SpacesError, connect, session
 from spaces_client.synth import synthesise_voice
 from spaces_client.wav import Ticker, WavInput, WavOutput
 
@@ -186,7 +189,8 @@ async def _stay(
 
 
 def _raise_if_lost(everyone: list[LiveSpace]) -> None:
-    lost = [m.over for m in everyone if m.over is not None]
+    """Also where a session may come again: what is measured would not be the same any more."""
+    lost = [str(m.over) if m.over else m.trouble for m in everyone if m.over or m.trouble]
     if lost:
         raise SpacesError(f"{len(lost)} of {len(everyone)} lost their session: {lost[0]}")
 
@@ -194,19 +198,18 @@ def _raise_if_lost(everyone: list[LiveSpace]) -> None:
 async def _speakers(
     stack: contextlib.AsyncExitStack, link: Link, count: int
 ) -> tuple[list[LiveSpace], Link]:
-    if link.space is not None:
-        joined = [
-            await stack.enter_async_context(connect(link, name=f"speaker {n + 1}"))
-            for n in range(count)
-        ]
-        return joined, Link(link.host, link.port, link.key, link.space)
-    opener = await stack.enter_async_context(host(link, title="A crowd", name="speaker 1"))
-    invited = await opener.invite()
-    others = [
-        await stack.enter_async_context(connect(invited, name=f"speaker {n + 2}"))
-        for n in range(count - 1)
-    ]
-    return [opener, *others], opener.link
+    """Each gets an account first: guests do not speak."""
+    speakers: list[LiveSpace] = []
+    for n in range(count):
+        speaker = await stack.enter_async_context(session(link))
+        await speaker.register(f"crowd_{secrets.token_hex(6)}", f"speaker {n + 1}")
+        if link.space is not None:
+            await speaker.join(link.space, invite=link.invite)
+        else:
+            await speaker.open("A crowd")
+            link = await speaker.make_invite()
+        speakers.append(speaker)
+    return speakers, Link(link.host, link.port, link.key, link.space)
 
 
 async def _listeners(stack: contextlib.AsyncExitStack, link: Link, count: int) -> list[LiveSpace]:
@@ -226,8 +229,8 @@ async def _listeners(stack: contextlib.AsyncExitStack, link: Link, count: int) -
 
 async def _joined(on_stage: list[LiveSpace], link: Link) -> dict[str, Any]:
     event = {"event": "joined", "link": str(link)}
-    if on_stage and on_stage[0].me.role.value == "host":
-        event["speaker_link"] = str(await on_stage[0].invite())
+    if on_stage and on_stage[0].me.role is Role.HOST:
+        event["speaker_link"] = str(await on_stage[0].make_invite())
     return event
 
 

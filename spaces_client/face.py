@@ -1,8 +1,8 @@
-"""The terminal face of a joined space: who is there, who speaks, and a line for commands.
+"""The terminal face of a joined space: who is there, who speaks, what is said, and a line to type.
 
-What happens is printed line by line. On a terminal a live picture with an input line stays below
-the lines; elsewhere commands are read as lines.  Nothing from other people reaches the terminal
-unless it is printable.
+What happens is printed line by line.  On a terminal a live picture with the chat and an input line
+stays below the lines; elsewhere the chat is printed too, and what is typed is read as lines.
+Nothing from other people reaches the terminal unless it can be shown (protocol/text.py).
 """
 
 import asyncio
@@ -11,8 +11,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 from rich.cells import set_cell_size
@@ -20,116 +20,65 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from protocol import frames
 from protocol.connection import CloseCode
-from protocol.frames import Member
-from protocol.roles import PERMISSIONS, Action, Role
-from spaces_client.client import Changed, Disconnected, Ended
+from protocol.frames import ErrorCode, Member
+from protocol.roles import PERMISSIONS, Action
+from protocol.text import shown
+from spaces_client import words
+from spaces_client.client import (
+    Changed,
+    Chat,
+    Disconnected,
+    Ended,
+    LineGone,
+    Notified,
+    Reacted,
+    Reconnected,
+    Reconnecting,
+    Removed,
+)
 from spaces_client.live import SILENT_LEVEL, AudioTrouble, LiveSpace, SpacesError
+from spaces_client.slash import MisuseError, QuitError, obey
 
 REFRESH_S = 0.1
-MAX_INPUT_CHARS = 200
+REACTION_S = 3.0  # how long one is shown
+MAX_INPUT_CHARS = 600
 MAX_HANDS_SHOWN = 5
-NAME_CELLS = 24
+MAX_CHAT_ROWS = 8
+NAME_CELLS = 30
 METER_CELLS = 10
 _KEY_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.)?")  # an arrow or a function key
 
-
-def plain(text: str) -> str:
-    """Only what a terminal prints: no control characters, so no escape sequences."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One slash command.  takes_member: `/up 3`; else no argument."""
-
-    name: str
-    help: str
-    run: Callable[[LiveSpace, int | None], Awaitable[str | None]]
-    takes_member: bool = False
-    needs_member: bool = False
-
-
-async def _invite(space: LiveSpace, _: int | None) -> str:
-    return f"whoever joins with this link may speak: {await space.invite()}"
-
-
-async def _roster(space: LiveSpace, _: int | None) -> str:
-    return "here: " + ", ".join(f"{m.id} {plain(m.name)}" for m in await space.roster())
-
-
-async def _link(space: LiveSpace, _: int | None) -> str:
-    return f"link for listeners: {space.link}"
-
-
-async def _help(_space: LiveSpace, _: int | None) -> str:
-    usages = [
-        (f"/{c.name}{' N' if c.needs_member else ' [N]' if c.takes_member else ''}", c.help)
-        for c in COMMANDS
-    ]
-    return "\n".join(f"  {usage:<14}{what}" for usage, what in usages)
-
-
-async def _quit(_space: LiveSpace, _: int | None) -> None:
-    raise _QuitError
-
-
-class _QuitError(Exception):
-    """The person wants to leave."""
-
-
-def _plain(method: Callable[[LiveSpace], Awaitable[None]]) -> Any:
-    async def run(space: LiveSpace, _: int | None) -> None:
-        await method(space)
-
-    return run
-
-
-def _on_member(method: Callable[[LiveSpace, int], Awaitable[None]]) -> Any:
-    async def run(space: LiveSpace, member: int | None) -> None:
-        assert member is not None, "asked for before: needs_member"
-        await method(space, member)
-
-    return run
-
-
-COMMANDS = (
-    Command("hand", "raise your hand", _plain(LiveSpace.raise_hand)),
-    Command("lower", "take a hand down", LiveSpace.lower_hand, takes_member=True),
-    Command("mute", "mute yourself, or N", LiveSpace.mute, takes_member=True),
-    Command("unmute", "unmute yourself", _plain(LiveSpace.unmute)),
-    Command("up", "bring N up to the stage", _on_member(LiveSpace.bring_up), True, True),
-    Command("down", "step down, or take N down", LiveSpace.take_down, takes_member=True),
-    Command("cohost", "make N a co-host", _on_member(LiveSpace.appoint), True, True),
-    Command("dismiss", "end N's being co-host, or yours", LiveSpace.dismiss, takes_member=True),
-    Command("invite", "a link for speakers", _invite),
-    Command("link", "the link for listeners", _link),
-    Command("who", "everyone here", _roster),
-    Command("end", "end the space for all", _plain(LiveSpace.close)),
-    Command("quit", "leave", _quit),
-    Command("help", "this", _help),
+EVIDENCE = (
+    "if somebody here is reported, what they said in the last 30 s goes with the report, sealed "
+    "for the moderators of this server"
 )
-_BY_NAME = {command.name: command for command in COMMANDS}
 
 
 class Face:
     """Shows one space and takes commands, until the session or the person ends it."""
 
     def __init__(self, space: LiveSpace, console: Console, *, say: str = "") -> None:
+        """say: something to begin with."""
         self._space = space
         self._console = console
         self._typed = ""
         self._live: Live | None = None
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._before: dict[int, Member] = {m.id: m for m in space.client.view.members.values()}
+        self._remember()
         self._spoke: set[str] = set()
+        self._burst: deque[tuple[float, dict[str, int]]] = deque(maxlen=100)  # (until, counts)
+        self._shown_by: dict[int, tuple[float, str]] = {}  # member -> (until, emoji)
         if say:
             self._say(say)
+        if space.evidence_kept:
+            self._say(EVIDENCE)
 
     async def run(self, until: Awaitable[Any] | None = None) -> str:
         """Until the space is over, the person quits, or `until` is done; -> why.  Raises
-        SpacesError if the session was lost."""
+        SpacesError if the session was lost for good."""
         loop = asyncio.get_running_loop()
         interactive = sys.stdin.isatty() and self._console.is_terminal
         self._start(self._follow_events())
@@ -171,48 +120,108 @@ class Face:
             match event:
                 case Changed():
                     self._tell_changes()
+                case Chat(line):
+                    if self._live is None:  # else it is in the picture
+                        self._say(words.chat_line(line))
+                case LineGone(line):
+                    if self._live is None:
+                        self._say(f"line {line} was taken back")
+                case Reacted(counts, stage):
+                    self._react(counts, stage)
+                case Notified(frame):
+                    self._tell_notice(frame)
+                case Removed(text):
+                    self._end(f"you are out of the space: {shown(text)}")
                 case Ended(text):
-                    self._end(f"the space is over: {plain(text)}")
+                    self._end(f"the space is over: {shown(text)}")
+                case Reconnecting(text):
+                    self._say(f"the connection is lost ({shown(text)}); trying again …")
+                case Reconnected():
+                    self._remember()
+                    self._say("connected again")
                 case Disconnected(text, code):
                     if code == CloseCode.REPLACED:
                         text += "; to take part twice from one machine, use --identity"
                     if not self._over.done():
-                        self._over.set_exception(SpacesError(f"the session is over: {plain(text)}"))
-                case AudioTrouble(text):
-                    self._say(text)
+                        self._over.set_exception(SpacesError(f"the session is over: {shown(text)}"))
+                case AudioTrouble() as trouble:
+                    self._say(str(trouble))
+
+    def _remember(self) -> None:
+        """The state that changes are told against."""
+        view = self._space.client.view
+        self._before: dict[int, Member] = dict(view.members)
+        self._title, self._settings = view.title, view.settings
 
     def _tell_changes(self) -> None:
         """Says what differs from before, in words."""
         view = self._space.client.view
-        now = {m.id: m for m in view.members.values()}
-        may_bring_up = view.me is not None and PERMISSIONS[Action.BRING_UP][view.me.role]
+        now, before = view.members, self._before
         for member in now.values():
-            before = self._before.get(member.id)
-            who = self._who(member)
-            if member.hand and not (before and before.hand) and not self._is_me(member):
-                hint = f"; /up {member.id} lets them speak" if may_bring_up else ""
-                self._say(f"{plain(member.name)} ({member.id}) raises a hand{hint}")
-            if member.role.on_stage and not (before and before.role.on_stage):
-                self._say(f"{who} on stage")
-            elif before and before.role.on_stage and member.role is not before.role:
-                self._say(f"{who} {_role(member)} now")
-            if before and member.muted != before.muted:
-                self._say(f"{who} {'muted' if member.muted else 'unmuted'}")
-        for member_id, before in self._before.items():
-            if member_id not in now and before.role.on_stage:
-                self._say(f"{self._who(before)} off the stage")
-        self._before = now
+            self._tell_member(member, before.get(member.id))
+        for member_id, gone in before.items():
+            if member_id not in now and gone.role.on_stage:
+                self._say(f"{self._who(gone)} off the stage")
+        if view.title != self._title:
+            self._say(f"the title is: {shown(view.title)}")
+        for field in frames.Settings.__struct_fields__:
+            value = getattr(view.settings, field)
+            if value != getattr(self._settings, field):
+                self._say(f"{_SETTINGS[field]}: {_setting(value)}")
+        self._remember()
+
+    def _tell_member(self, member: Member, before: Member | None) -> None:
+        who, me = self._who(member), self._is_me(member)
+        if member.hand and not (before and before.hand) and not me:
+            mine = self._space.client.view.me
+            may = mine is not None and PERMISSIONS[Action.BRING_UP][mine.role]
+            hint = f"; /up {member.id} lets them speak" if may else ""
+            self._say(f"{shown(member.name)} ({member.id}) raises a hand{hint}")
+        if member.role.on_stage and not (before and before.role.on_stage):
+            self._say(f"{who} on stage")
+        elif before and before.role.on_stage and member.role is not before.role:
+            self._say(f"{who} {words.role(member.role)} now")
+        if before and (member.muted, member.held) != (before.muted, before.held):
+            hint = "; /unmute works when they let you" * (me and member.held)
+            self._say(f"{who} {_mute_state(member, before)}{hint}")
+
+    def _tell_notice(self, frame: frames.Notice) -> None:
+        match frame:
+            case frames.Offered(by=by):
+                self._say(f"{self._name(by)} invites you to speak: /accept or /decline")
+            case frames.Declined(member=member):
+                self._say(f"{self._name(member)} declines to speak")
+            case frames.BlockedOnStage(member=member):
+                self._say(f"{self._name(member)}, whom you blocked, is on stage; you do not "
+                          "hear each other")  # fmt: skip
+            case _:
+                text = words.notice(frame, self._space.client.link)
+                if text:
+                    self._say(text)
+
+    def _react(self, counts: dict[str, int], stage: list[frames.Reaction]) -> None:
+        until = time.monotonic() + REACTION_S
+        self._burst.append((until, counts))
+        for one in stage:
+            self._shown_by[one.member] = (until, shown(one.emoji))
+        if self._live is None:
+            by = ", ".join(f"{self._name(one.member)} {shown(one.emoji)}" for one in stage)
+            self._say(words.reactions(counts.items()) + (f"  ({by})" if by else ""))
 
     def _is_me(self, member: Member) -> bool:
         me = self._space.client.view.me
         return me is not None and member.id == me.id
 
     def _who(self, member: Member) -> str:
-        return "you are" if self._is_me(member) else f"{plain(member.name)} ({member.id}) is"
+        return "you are" if self._is_me(member) else f"{shown(member.name)} ({member.id}) is"
+
+    def _name(self, member_id: int) -> str:
+        member = self._space.client.view.members.get(member_id)
+        return f"{shown(member.name)} ({member_id})" if member else f"number {member_id}"
 
     def _say(self, text: str) -> None:
-        # Not wrapped by us: a link that the terminal wraps can still be copied whole.
-        self._console.print(Text(text), soft_wrap=True)
+        # A link that the terminal wraps, and not we, can be copied whole.
+        self._console.print(Text(text), soft_wrap=self._live is None or "://" in text)
 
     # -- what is typed ------------------------------------------------------------------------
 
@@ -232,28 +241,23 @@ class Face:
                 self._typed = ""
             elif character in "\x03\x04":  # Ctrl-C, Ctrl-D
                 self._end("")
-            elif character.isprintable() and len(self._typed) < MAX_INPUT_CHARS:
+            elif len(self._typed) < MAX_INPUT_CHARS and shown(character) == character:
                 self._typed += character
 
     async def _obey(self, line: str) -> None:
-        name, _, argument = line.removeprefix("/").partition(" ")
-        command = _BY_NAME.get(name.lower())
-        argument = argument.strip()
-        if command is None:
-            self._say(f"there is no command {plain(line)}; /help shows them")
-        elif argument and not (command.takes_member and argument.isdecimal()):
-            self._say(f"/{command.name} takes {'a number' if command.takes_member else 'nothing'}")
-        elif command.needs_member and not argument:
-            self._say(f"/{command.name} needs somebody's number; /who shows them")
+        try:
+            answer = await obey(self._space, line)
+        except (SpacesError, MisuseError) as error:
+            text = shown(str(error))
+            me = self._space.client.view.me
+            if isinstance(error, SpacesError) and error.code == ErrorCode.NOT_ALLOWED and me:
+                text += f" (as {words.role(me.role)}); /help shows what you may do"
+            self._say(text)
+        except QuitError:
+            self._end("")
         else:
-            try:
-                answer = await command.run(self._space, int(argument) if argument else None)
-            except SpacesError as error:
-                self._say(plain(str(error)))
-            except _QuitError:
-                self._end("")
-            else:
-                self._say(answer or "done")
+            if answer and not self._over.done():
+                self._say(answer)
 
     # -- what is shown ------------------------------------------------------------------------
 
@@ -267,40 +271,23 @@ class Face:
 
     def _print_speakers(self) -> None:
         """Who speaks, when it is somebody else than before: pauses are no news."""
-        speaking = [plain(member.name) for member in self._space.speaking]
+        speaking = [shown(member.name) for member in self._space.speaking]
         if speaking and set(speaking) != self._spoke:
             self._say(f"speaking: {', '.join(speaking)}")
             self._spoke = set(speaking)
 
     def _picture(self) -> Group:
         """As high as the terminal at most: the input line must be there."""
-        space = self._space
-        hands = space.hands
-        rows = [Text(plain(space.title), style="bold")]
-        rows += [self._stage_row(member) for member in space.stage]
-        rows += [
-            Text(f"  {member.id:>4}  {plain(member.name)}  ✋", style="yellow")
-            for member in hands[:MAX_HANDS_SHOWN]
-        ]
-        if len(hands) > MAX_HANDS_SHOWN:
-            rows.append(Text(f"        and {len(hands) - MAX_HANDS_SHOWN} more hands"))
-        count = space.listeners
-        rtt_ns = space.client.rtt_ns
-        rows.append(
-            Text(
-                f"  {count} {'person listens' if count == 1 else 'people listen'}"
-                + (f"; round trip {rtt_ns / 1e6:.0f} ms" if rtt_ns is not None else ""),
-                style="dim",
-            )
-        )
-        cursor = "█" if int(time.monotonic() * 2) % 2 else " "
-        width = self._console.width - len("> █") - 1
-        rows.append(
-            Text(f"> {self._typed[-width:]}{cursor}" if self._typed else f"> {cursor} /help")
-        )
-        for row in rows:
+        rows = [Text(shown(self._space.title), style="bold")]
+        rows += [self._stage_row(member) for member in self._space.stage]
+        rows += self._hand_rows()
+        below = [row for row in (self._burst_row(), self._state_row()) if row is not None]
+        below.append(self._input_row())
+        for row in (*rows, *below):
             row.no_wrap, row.overflow = True, "ellipsis"
-        return Group(*rows[1 - self._console.height :])
+        room = self._console.height - 1 - len(rows) - len(below)
+        rows += self._chat_rows(min(MAX_CHAT_ROWS, room))
+        return Group(*[*rows, *below][1 - self._console.height :])
 
     def _stage_row(self, member: Member) -> Text:
         space = self._space
@@ -311,24 +298,87 @@ class Face:
             level = space.client.levels.get(seat, SILENT_LEVEL)
         meter = "▮" * round(max(0, 60 - level) / 60 * METER_CELLS)
         row = Text(f"  {member.id:>4}  ")
-        row.append(
-            set_cell_size(plain(member.name), NAME_CELLS), style="bold green" if meter else ""
-        )
-        row.append(f" {_role(member):<9}", style="dim")
-        shown = "muted" if member.muted else meter
-        row.append(set_cell_size(shown, METER_CELLS), style="red" if member.muted else "green")
+        name = set_cell_size(words.person(member.name, member.handle), NAME_CELLS)
+        row.append(name, style="bold green" if meter else "")
+        row.append(f" {words.role(member.role):<9}", style="dim")
+        state = "held" if member.held else "muted" if member.muted else meter
+        row.append(set_cell_size(state, METER_CELLS), style="red" if member.muted else "green")
+        until, emoji = self._shown_by.get(member.id, (0.0, ""))
+        if until > time.monotonic():
+            row.append(f" {emoji}")
         if self._is_me(member):
             row.append("  (you)", style="dim")
         return row
 
+    def _hand_rows(self) -> list[Text]:
+        """In the order of raising, with how long they wait."""
+        hands, now_s = self._space.hands, time.time()
+        rows = [
+            Text(
+                f"  {member.id:>4}  {words.person(member.name, member.handle)}  ✋ "
+                f"{words.for_how_long(now_s - member.hand)}",
+                style="yellow",
+            )
+            for member in hands[:MAX_HANDS_SHOWN]
+        ]
+        if len(hands) > MAX_HANDS_SHOWN:
+            rows.append(Text(f"        and {len(hands) - MAX_HANDS_SHOWN} more hands"))
+        return rows
 
-def _role(member: Member) -> str:
-    return {
-        Role.HOST: "host",
-        Role.CO_HOST: "co-host",
-        Role.SPEAKER: "speaker",
-        Role.LISTENER: "listener",
-    }[member.role]
+    def _chat_rows(self, most: int) -> list[Text]:
+        """The newest of the chat; a line that was taken back is no more."""
+        rows: list[Text] = []
+        for line in reversed(self._space.lines[-MAX_CHAT_ROWS:]):
+            text = Text(words.chat_line(line), style="cyan")
+            rows[:0] = text.wrap(self._console, self._console.width - 1)
+        return rows[-most:] if most > 0 else []
+
+    def _burst_row(self) -> Text | None:
+        """What was shown in the last seconds, added up."""
+        now_s = time.monotonic()
+        while self._burst and self._burst[0][0] <= now_s:
+            self._burst.popleft()
+        total: Counter[str] = Counter()
+        for _, counts in self._burst:
+            total.update(counts)
+        return Text("  " + words.reactions(total.items())) if total else None
+
+    def _state_row(self) -> Text:
+        space = self._space
+        if space.trouble is not None:
+            return Text(f"  reconnecting … ({shown(space.trouble)})", style="red")
+        rtt_ns = space.client.rtt_ns
+        return Text(
+            f"  {words.count(space.listeners, 'person listens', 'people listen')}"
+            + (f"; round trip {rtt_ns / 1e6:.0f} ms" if rtt_ns is not None else ""),
+            style="dim",
+        )
+
+    def _input_row(self) -> Text:
+        cursor = "█" if int(time.monotonic() * 2) % 2 else " "
+        width = self._console.width - len("> █") - 1
+        return Text(f"> {self._typed[-width:]}{cursor}" if self._typed else f"> {cursor} /help")
+
+
+_SETTINGS = {
+    "visibility": "who finds this space",
+    "who_speaks": "who may step up",
+    "free_unmute": "muted people may unmute themselves",
+    "chat": "the chat",
+    "slow_s": "seconds between two lines of yours in the chat",
+}
+
+
+def _setting(value: object) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
+def _mute_state(member: Member, before: Member) -> str:
+    if member.held:
+        return "muted by a moderator"
+    if before.held and member.muted:
+        return "free to unmute again"
+    return "muted" if member.muted else "unmuted"
 
 
 @contextlib.contextmanager

@@ -1,99 +1,77 @@
-"""The library: a live space over a real UDP socket.
+"""The library: a person at a server, and the live space that they are in.
 
-    async with connect(link, name="Ada") as space:
-        ...
+    async with connect(link, name="Ada") as space:          # a listener, or who one was there
+        await space.raise_hand()
+    async with host(link, title="Talk", key=key) as space:  # needs an account: see `register`
+        print(space.link)
+    async with session(link, key=key) as me:                # in no space (yet)
+        await me.register("ada", "Ada")
+        await me.open("Talk")
 
-A thin shell: it moves datagrams, timers and samples between asyncio and the sans-I/O `Client`, and
-gives every request a future.
+A session that is lost is made anew by itself, and so is the place in the space; the events say so.
 """
 
-import asyncio
 import contextlib
 import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocol import frames
-from protocol.connection import MS
-from protocol.frames import Member
+from protocol.frames import Member, Settings
 from protocol.link import Link
 from protocol.packets import UplinkAudio
-from protocol.reliable import ChannelFull
+from protocol.roles import Role
 from spaces_client.audio import AudioError, AudioInput, AudioOutput
 from spaces_client.client import (
     Changed,
     Client,
     ClientEvent,
-    Connected,
     Disconnected,
     Ended,
     Heard,
-    Replied,
+    Reconnected,
+    Removed,
 )
+from spaces_client.session import Session, given
+from spaces_client.shell import AudioTrouble, LiveEvent, SpacesError
 from spaces_client.voice import VoiceProcessor
 
-REPLY_TIMEOUT_S = 15.0
-CLOSE_TIMEOUT_S = 1.0
-MAX_EVENTS = 1_000
-REFUSED_GIVE_UP = 2  # "port unreachable" answers before we believe them
+__all__ = [
+    "AudioTrouble",
+    "LiveEvent",
+    "LiveSpace",
+    "SpacesError",
+    "connect",
+    "host",
+    "session",
+]
+
 SPEAKING_LEVEL = 60  # -dBov: what is quieter is not shown as speaking
 SILENT_LEVEL = 127
 
-R = TypeVar("R", bound=frames.Frame)
 
-
-class SpacesError(Exception):
-    """The server cannot be reached, said no, or went away; one line for a person.
-    code: of the specification, where the server gave one."""
-
-    def __init__(self, text: str, code: str | None = None) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class AudioTrouble:
-    """The microphone could not be opened when one was brought up."""
-
-    text: str
-
-
-LiveEvent = ClientEvent | AudioTrouble
-
-
-class LiveSpace(asyncio.DatagramProtocol):
-    """A space one is in.  Made by `connect` and `host`; all methods are for the event loop's
-    thread."""
+class LiveSpace(Session):
+    """A session, and the space one is in once `open` or `join` is done.  Made by `connect`, `host`
+    and `session`."""
 
     def __init__(self, link: Link, key: bytes | None, *, bitrate: int, complexity: int) -> None:
-        self.client = Client(
+        key = key or os.urandom(32)
+        client = Client(
             link,
-            key or os.urandom(32),
+            key,
             entropy=os.urandom,
             now_ns=time.monotonic_ns(),
             bitrate=bitrate,
             complexity=complexity,
         )
+        super().__init__(client, key)
         self.on_sent: Callable[[UplinkAudio, int], None] | None = None
         self.on_heard: Callable[[Heard, int], None] | None = None
         self.own_level = SILENT_LEVEL  # -dBov, of one's own voice as it goes out
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.DatagramTransport | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._wakes_s = 0.0
-        self._connected: asyncio.Future[None] = self._loop.create_future()
-        self._over = asyncio.Event()
-        self._unplugged = asyncio.Event()  # the socket is closed
-        self._why: SpacesError | None = None
-        self._replies: dict[int, asyncio.Future[frames.Frame]] = {}
-        self._events: asyncio.Queue[LiveEvent] = asyncio.Queue(MAX_EVENTS)
-        self._refused = 0
         self._input: AudioInput | None = None
         self._input_open = False
         self._output: AudioOutput | None = None
@@ -102,18 +80,17 @@ class LiveSpace(asyncio.DatagramProtocol):
     # -- what one sees ------------------------------------------------------------------------
 
     @property
-    def over(self) -> SpacesError | None:
-        """Why the session is over, if it is."""
-        return self._why
-
-    @property
     def title(self) -> str:
         return self.client.view.title
 
     @property
+    def settings(self) -> Settings:
+        return self.client.view.settings
+
+    @property
     def me(self) -> Member:
         if self.client.view.me is None:
-            raise self._why or SpacesError("you are in no space")
+            raise self.over or SpacesError("you are in no space")
         return self.client.view.me
 
     @property
@@ -122,11 +99,28 @@ class LiveSpace(asyncio.DatagramProtocol):
 
     @property
     def hands(self) -> list[Member]:
+        """The raised hands, the first to be raised first."""
         return self.client.view.hands
 
     @property
     def listeners(self) -> int:
         return self.client.view.listeners
+
+    @property
+    def lines(self) -> list[frames.ChatUpdate]:
+        """The newest lines of the chat, 200 at most, the oldest first."""
+        return list(self.client.view.lines.values())
+
+    @property
+    def reactions(self) -> tuple[str, ...]:
+        """The six that may be shown here."""
+        return self.client.view.reactions
+
+    @property
+    def evidence_kept(self) -> bool:
+        """Whether a report takes along, sealed for the server's moderators, what the reported
+        speaker said in the last 30 s.  People are to be told so when they come in."""
+        return self.client.view.evidence
 
     @property
     def speaking(self) -> list[Member]:
@@ -141,87 +135,175 @@ class LiveSpace(asyncio.DatagramProtocol):
         link = self.client.link
         return Link(link.host, link.port, link.key, self.client.view.id)
 
-    async def events(self) -> AsyncIterator[LiveEvent]:
-        """What happens, until the session ends.  The oldest events are lost if nobody reads."""
-        while self._why is None or not self._events.empty():
-            yield await self._events.get()
+    # -- in and out ---------------------------------------------------------------------------
 
-    # -- what one does ------------------------------------------------------------------------
+    async def open(
+        self, title: str = "A space", settings: Settings | None = None, *, space: str | None = None
+    ) -> None:
+        """Opens a space, or the one that was scheduled (then title and settings are those of the
+        schedule); it ends when its host leaves, unless a co-host is there."""
+        fields = {"title": title, "settings": settings or Settings(), **given(space=space)}
+        await self.ask(frames.Open, frames.Joined, **fields)
 
-    async def ask(self, kind: type[frames.Request], reply: type[R], **fields: Any) -> R:
-        """One request and its reply.  Raises SpacesError with the server's code and text."""
-        if self._why is not None:
-            raise self._why
-        try:
-            request_id = self.client.request(kind, **fields)
-        except ChannelFull as error:
-            raise SpacesError("the connection is too slow for so many requests") from error
-        future: asyncio.Future[frames.Frame] = self._loop.create_future()
-        self._replies[request_id] = future
-        self._flush()
-        try:
-            frame = await asyncio.wait_for(future, REPLY_TIMEOUT_S)
-        except TimeoutError as error:
-            raise SpacesError("the server does not answer") from error
-        finally:
-            self._replies.pop(request_id, None)
-        if isinstance(frame, frames.Error):
-            raise SpacesError(frame.text, frame.code)
-        if not isinstance(frame, reply):
-            raise SpacesError(f"the server answered {frames.tag(type(frame))!r}")
-        return frame
+    async def join(
+        self,
+        space: str,
+        *,
+        invite: str | None = None,
+        name: str = "guest",
+        despite_blocked: bool = False,
+    ) -> None:
+        """name: of a guest; whoever has an account is called as it says.  despite_blocked: also
+        if somebody whom one blocked is on stage, which is refused (`someone_blocked`) without."""
+        fields = {"name": name, "despite_blocked": despite_blocked, **given(invite=invite)}
+        await self.ask(frames.Join, frames.Joined, space=space, **fields)
+
+    async def leave(self) -> None:
+        await self._do(frames.Leave)
+
+    async def close(self) -> None:
+        """Ends the space for all."""
+        await self._do(frames.Close)
+
+    # -- the stage ----------------------------------------------------------------------------
 
     async def raise_hand(self) -> None:
-        await self.ask(frames.RaiseHand, frames.Ok)
+        await self._do(frames.RaiseHand)
 
     async def lower_hand(self, member: int | None = None) -> None:
-        await self.ask(frames.LowerHand, frames.Ok, **_whom(member))
+        """One's own, or somebody's."""
+        await self._do(frames.LowerHand, **given(member=member))
+
+    async def step_up(self) -> None:
+        """Goes on stage unasked, where the settings let one."""
+        await self._do(frames.StepUp)
 
     async def bring_up(self, member: int) -> None:
-        await self.ask(frames.BringUp, frames.Ok, member=member)
+        """Lets somebody with a raised hand speak."""
+        await self._do(frames.BringUp, member=member)
+
+    async def offer(self, member: int) -> None:
+        """Invites a listener to speak."""
+        await self._do(frames.Offer, member=member)
+
+    async def accept(self) -> None:
+        """Takes an offer to speak."""
+        await self._do(frames.Accept)
+
+    async def decline(self) -> None:
+        await self._do(frames.Decline)
 
     async def take_down(self, member: int | None = None) -> None:
-        await self.ask(frames.TakeDown, frames.Ok, **_whom(member))
+        """Oneself, or somebody."""
+        await self._do(frames.TakeDown, **given(member=member))
 
     async def appoint(self, member: int) -> None:
-        await self.ask(frames.Appoint, frames.Ok, member=member)
+        """Makes a speaker a co-host."""
+        await self._do(frames.Appoint, member=member)
 
     async def dismiss(self, member: int | None = None) -> None:
-        await self.ask(frames.Dismiss, frames.Ok, **_whom(member))
+        """Makes a co-host a speaker: oneself, or somebody."""
+        await self._do(frames.Dismiss, **given(member=member))
+
+    async def hand_over(self, member: int) -> None:
+        """Makes somebody on stage the host."""
+        await self._do(frames.HandOver, member=member)
 
     async def mute(self, member: int | None = None) -> None:
         """Mutes oneself at once, or somebody else as soon as the server has agreed."""
         if member is None:
             self.client.muted = True
-        await self.ask(frames.Mute, frames.Ok, **_whom(member))
+        await self._do(frames.Mute, **given(member=member))
+
+    async def mute_all(self) -> None:
+        await self._do(frames.MuteAll)
 
     async def unmute(self) -> None:
-        await self.ask(frames.Unmute, frames.Ok)
+        await self._do(frames.Unmute)
         self.client.muted = False
 
-    async def invite(self) -> Link:
-        """A link with which one may speak at once."""
-        token = (await self.ask(frames.Invite, frames.Invited)).invite
-        link = self.link
-        return Link(link.host, link.port, link.key, link.space, token)
+    async def let_unmute(self, member: int) -> None:
+        """Lets somebody who was muted by a moderator unmute themselves."""
+        await self._do(frames.LetUnmute, member=member)
 
-    async def roster(self) -> list[Member]:
-        """Everyone in the space."""
-        members: list[Member] = []
-        more = True
+    async def remove(self, member: int) -> None:
+        """For good: they cannot come back into this space."""
+        await self._do(frames.Remove, member=member)
+
+    async def set_volume(self, member: int, percent: int) -> None:
+        """How loud one hears somebody: 0 to 200 %, for oneself only."""
+        await self._do(frames.SetVolume, member=member, percent=percent)
+
+    async def configure(
+        self,
+        *,
+        title: str | None = None,
+        visibility: frames.Visibility | None = None,
+        who_speaks: frames.WhoSpeaks | None = None,
+        free_unmute: bool | None = None,
+        chat: bool | None = None,
+        slow_s: int | None = None,
+    ) -> None:
+        """Changes what is given."""
+        fields = given(
+            title=title,
+            visibility=visibility,
+            who_speaks=who_speaks,
+            free_unmute=free_unmute,
+            chat=chat,
+            slow_s=slow_s,
+        )
+        await self._do(frames.Configure, **fields)
+
+    async def roster(self) -> AsyncIterator[Member]:
+        """Everyone in the space, in the order of their numbers."""
+        last, more = 0, True
         while more:
-            after = members[-1].id if members else 0
-            page = await self.ask(frames.Roster, frames.RosterPage, after=after)
-            members += page.members
-            more = page.more
-        return members
+            page = await self.ask(frames.Roster, frames.RosterPage, after=last)
+            for member in page.members:
+                yield member
+                last = member.id
+            more = page.more and bool(page.members)
 
-    async def leave(self) -> None:
-        await self.ask(frames.Leave, frames.Ok)
+    # -- chat and reactions -------------------------------------------------------------------
 
-    async def close(self) -> None:
-        """Ends the space for all."""
-        await self.ask(frames.Close, frames.Ok)
+    async def chat(self, text: str) -> int:
+        """Says a line; -> its number."""
+        return (await self.ask(frames.Chat, frames.Said, text=text)).line
+
+    async def delete_line(self, line: int) -> None:
+        """Takes a line back, one's own or somebody's."""
+        await self._do(frames.DeleteLine, line=line)
+
+    async def react(self, emoji: str) -> None:
+        """Shows one of `reactions`."""
+        await self._do(frames.React, emoji=emoji)
+
+    # -- invites --------------------------------------------------------------------------------
+
+    async def make_invite(
+        self, role: Role = Role.SPEAKER, *, lifetime_s: int = 0, max_uses: int = 0
+    ) -> Link:
+        """A link that lets whoever joins with it be a speaker (or co-host) at once, or come in at
+        all.  lifetime_s, max_uses: 0 for no limit."""
+        fields = {"role": role, "lifetime_s": lifetime_s, "max_uses": max_uses}
+        return self._with((await self.ask(frames.MakeInvite, frames.Invited, **fields)).invite)
+
+    async def invites(self) -> list[frames.InviteInfo]:
+        """Those of this space that can still be used, the newest first."""
+        return (await self.ask(frames.ListInvites, frames.Invites)).invites
+
+    async def revoke_invite(self, invite: str) -> None:
+        await self._do(frames.RevokeInvite, invite=invite)
+
+    async def invite_person(self, person: str, role: Role = Role.LISTENER, text: str = "") -> Link:
+        """Invites somebody by a direct message; -> the link in it, which only they can use."""
+        fields = {"person": person, "role": role, "text": text}
+        return self._with((await self.ask(frames.InvitePerson, frames.Invited, **fields)).invite)
+
+    def _with(self, invite: str) -> Link:
+        link = self.link
+        return Link(link.host, link.port, link.key, link.space, invite)
 
     # -- sound --------------------------------------------------------------------------------
 
@@ -263,7 +345,7 @@ class LiveSpace(asyncio.DatagramProtocol):
 
     def push(self, block: NDArray[np.float32], captured_ns: int) -> None:
         """block (960,): the next 20 ms of one's own voice."""
-        if self._why is not None:
+        if self.over is not None:
             return
         if self._voice is not None:
             block = self._voice.process(block)
@@ -278,118 +360,23 @@ class LiveSpace(asyncio.DatagramProtocol):
         if self._voice is not None:
             self._voice.played(out)
 
-    # -- shell --------------------------------------------------------------------------------
+    # -- what happens -------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-        self._flush()
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        self._unplugged.set()
-
-    def datagram_received(self, data: bytes, _address: Any) -> None:
-        now_ns = time.monotonic_ns()
-        self._take(self.client.receive(data, now_ns), now_ns)
-        self._flush()
-
-    def error_received(self, error: Exception) -> None:
-        self._refused += isinstance(error, ConnectionRefusedError)
-        if self._refused >= REFUSED_GIVE_UP and not self._connected.done():
-            link = self.client.link
-            text = f"nothing listens at {link.host}:{link.port}; is the server running?"
-            self._take([Disconnected(text)], time.monotonic_ns())
-
-    def _wake(self) -> None:
-        self._timer = None
-        now_ns = time.monotonic_ns()
-        self._take(self.client.tick(now_ns), now_ns)
-        self._flush()
-
-    def _flush(self) -> None:
-        """Sends what is to be sent, and sets the timer anew."""
-        now_ns = time.monotonic_ns()
-        if self._transport is None or self._transport.is_closing():
-            return
-        for datagram in self.client.transmit(now_ns):
-            self._transport.sendto(datagram)
-        if self.client.finished(now_ns):
-            self._over.set()
-            return
-        when = self._loop.time() + max(0, self.client.deadline_ns - now_ns) / (1_000 * MS)
-        if self._timer is None or when < self._wakes_s - 0.001:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(when, self._wake)
-            self._wakes_s = when  # kept here: not every one of uvloop's timers knows it
-
-    def _take(self, events: list[ClientEvent], now_ns: int) -> None:
-        for event in events:
-            match event:
-                case Heard():
-                    if self.on_heard is not None:
-                        self.on_heard(event, now_ns)
-                    continue
-                case Connected():
-                    if not self._connected.done():
-                        self._connected.set_result(None)
-                case Replied(request_id, frame):
-                    future = self._replies.get(request_id)
-                    if future is not None and not future.done():
-                        future.set_result(frame)
-                case Disconnected(text):
-                    self._fail(SpacesError(text))
-                case Ended():
-                    self.stop_audio()
-                case Changed():
-                    try:
-                        self._follow_stage()
-                    except AudioError as error:
-                        self._input = None
-                        self._post(AudioTrouble(str(error)))
-            self._post(event)
-
-    def _post(self, event: LiveEvent) -> None:
-        if self._events.full():
-            self._events.get_nowait()
-        self._events.put_nowait(event)
-
-    def _fail(self, why: SpacesError) -> None:
-        self._why = why
-        self.stop_audio()
-        if not self._connected.done():
-            self._connected.set_exception(why)
-        for future in self._replies.values():
-            if not future.done():
-                future.set_exception(why)
-        if not self._connected.cancelled():
-            self._connected.exception()  # looked at: nobody need await it
-
-    async def _open(self) -> None:
-        link = self.client.link
-        try:
-            await self._loop.create_datagram_endpoint(
-                lambda: self, remote_addr=(link.host, link.port)
-            )
-        except OSError as error:
-            text = f"{link.host} cannot be reached: {error.strerror or error}"
-            raise SpacesError(text) from error
-        await self._connected
-
-    async def _shut(self) -> None:
-        now_ns = time.monotonic_ns()
-        if self._why is None:  # whoever waits for a reply or an event waits no longer
-            self._take([Disconnected("you have left the server")], now_ns)
-        self.client.close(now_ns)
-        try:
-            self._flush()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), CLOSE_TIMEOUT_S)
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._transport is not None:
-                self._transport.abort()
-                await self._unplugged.wait()
+    def _happen(self, event: ClientEvent, now_ns: int) -> None:
+        match event:
+            case Heard():
+                if self.on_heard is not None:
+                    self.on_heard(event, now_ns)
+                return
+            case Ended() | Removed() | Disconnected():
+                self.stop_audio()
+            case Changed() | Reconnected():
+                try:
+                    self._follow_stage()
+                except AudioError as error:
+                    self._input = None
+                    self._post(AudioTrouble(str(error)))
+        super()._happen(event, now_ns)
 
 
 def _level(block: NDArray[np.float32]) -> int:
@@ -398,14 +385,25 @@ def _level(block: NDArray[np.float32]) -> int:
     return min(SILENT_LEVEL, max(0, round(-10 * math.log10(max(power, 1e-13)))))
 
 
-def _whom(member: int | None) -> dict[str, int]:
-    return {} if member is None else {"member": member}
+def _parsed(link: Link | str) -> Link:
+    return Link.parse(link) if isinstance(link, str) else link
 
 
 @contextlib.asynccontextmanager
-async def _session(link: Link | str, key: bytes | None, **voice: int) -> AsyncIterator[LiveSpace]:
-    parsed = Link.parse(link) if isinstance(link, str) else link
-    live = LiveSpace(parsed, key, **voice)
+async def session(
+    link: Link | str,
+    *,
+    key: bytes | None = None,
+    bitrate: int = 32_000,
+    complexity: int = 10,
+) -> AsyncIterator[LiveSpace]:
+    """A session with the server that the link names, in no space.
+
+    key: one's private key, 32 bytes, by which the server knows one again; a new one by default.
+    bitrate, complexity: of one's own voice (Opus: bit/s, 0 to 10).
+    Raises LinkError, SpacesError.
+    """
+    live = LiveSpace(_parsed(link), key, bitrate=bitrate, complexity=complexity)
     try:
         await live._open()
         yield live
@@ -419,21 +417,15 @@ async def connect(
     *,
     name: str = "guest",
     key: bytes | None = None,
-    bitrate: int = 32_000,
-    complexity: int = 10,
+    despite_blocked: bool = False,
+    **voice: int,
 ) -> AsyncIterator[LiveSpace]:
-    """Joins the space that the link names, and leaves it in the end.
-
-    key: one's private key, 32 bytes, by which the server knows one again; a new one by default.
-    bitrate, complexity: of one's own voice (Opus: bit/s, 0 to 10).
-    Raises LinkError, SpacesError.
-    """
-    parsed = Link.parse(link) if isinstance(link, str) else link
-    if parsed.space is None:
+    """Joins the space that the link names, and leaves it in the end.  As `join` and `session`."""
+    link = _parsed(link)
+    if link.space is None:
         raise SpacesError("this link names no space; `spaces host` opens one with it")
-    async with _session(parsed, key, bitrate=bitrate, complexity=complexity) as live:
-        fields = {"invite": parsed.invite} if parsed.invite else {}
-        await live.ask(frames.Join, frames.Joined, space=parsed.space, name=name, **fields)
+    async with session(link, key=key, **voice) as live:
+        await live.join(link.space, invite=link.invite, name=name, despite_blocked=despite_blocked)
         yield live
 
 
@@ -441,14 +433,14 @@ async def connect(
 async def host(
     link: Link | str,
     *,
-    title: str,
-    name: str = "host",
+    title: str = "A space",
+    settings: Settings | None = None,
+    space: str | None = None,
     key: bytes | None = None,
-    bitrate: int = 32_000,
-    complexity: int = 10,
+    **voice: int,
 ) -> AsyncIterator[LiveSpace]:
-    """Opens a space on the server that the link names; it ends when its host leaves.  As
-    `connect` otherwise."""
-    async with _session(link, key, bitrate=bitrate, complexity=complexity) as live:
-        await live.ask(frames.Open, frames.Joined, title=title, name=name)
+    """Opens a space on the server that the link names, as its host, who needs an account.  As
+    `open` and `session`."""
+    async with session(link, key=key, **voice) as live:
+        await live.open(title, settings, space=space)
         yield live

@@ -1,31 +1,45 @@
-"""The command `spaces-server`."""
+"""The command `spaces-server`.
+
+What only one of its commands needs is imported there: the mixer, the database and the demonstration
+take a second to import, and `spaces-server admin` has no use for them.
+"""
 
 import contextlib
-import gc
 import json
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
-import segno
-import uvloop
 
+from protocol.frames import Access
 from protocol.keyfile import KeyFileError, load_key
 from protocol.link import DEFAULT_PORT, Link
 from protocol.noise import public_key
 from protocol.opus import LIBRARY
+from protocol.text import skeleton
 from spaces_server import AGENT
-from spaces_server.config import ConfigError, check_public_host, guess_public_host, read_toml
-from spaces_server.demo import DemoError, run_demo, show_summary
-from spaces_server.net.transport import TransportError
-from spaces_server.node import Limits
-from spaces_server.server import Server
+from spaces_server.admin import admin, leave_link, operator_key
+from spaces_server.config import (
+    ConfigError,
+    check_public_host,
+    data_option,
+    guess_public_host,
+    read_toml,
+)
+from spaces_server.house import HouseRules
+from spaces_server.space import SpaceRules
+
+if TYPE_CHECKING:
+    from spaces_server.server import Server
 
 log = logging.getLogger("spaces")
 KEY_FILE = "server.key"
+DATABASE_FILE = "spaces.db"
 
 
 def _options_from_toml(context: click.Context, _parameter: Any, path: Path | None) -> Path | None:
@@ -55,6 +69,14 @@ def _check_public_host(_context: Any, _parameter: Any, host: str | None) -> str 
         raise click.BadParameter(str(error)) from error
 
 
+def _six_reactions(_context: Any, _parameter: Any, text: str) -> tuple[str, ...]:
+    emoji = tuple(text.split())
+    try:
+        return SpaceRules(reactions=emoji).reactions
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; write them with blanks between") from error
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(AGENT, message=f"%(version)s, libopus {LIBRARY.version} ({LIBRARY.origin})")
 def main() -> None:
@@ -82,12 +104,24 @@ def main() -> None:
     help="Name or address under which people reach this server; it goes into the links. "
     "[default: an address of this machine]",
 )
+@data_option
 @click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=lambda: Path(click.get_app_dir("spaces-server")),
-    show_default="your user's folder for application data",
-    help="Folder of the server's key; made on the first start.",
+    "--database",
+    metavar="URL",
+    default=None,
+    show_default="SQLite, in the data folder",
+    help="Where accounts, bans, blocks, spaces and reports are kept, e.g. "
+    "postgresql+psycopg://spaces@localhost/spaces.",
+)
+@click.option(
+    "--access",
+    type=click.Choice([access.value for access in Access]),
+    default=Access.OPEN.value,
+    help="Who may use the spaces of a new server: everyone, or people with access. Later: "
+    "`spaces-server admin access`.",
+)
+@click.option(
+    "--guests/--no-guests", default=True, help="Whether people without an account may listen."
 )
 @click.option(
     "--bitrate", default=32_000, type=click.IntRange(6_000, 128_000), help="Of a mix, bit/s."
@@ -102,9 +136,44 @@ def main() -> None:
     "--stage-size", default=13, type=click.IntRange(1, 32), help="How many may speak in a space."
 )
 @click.option(
+    "--co-hosts", default=2, type=click.IntRange(0, 31), help="How many of them may be co-hosts."
+)
+@click.option(
+    "--grace",
+    default=60,
+    type=click.IntRange(1, 3_600),
+    metavar="SECONDS",
+    help="How long a place on stage is kept for somebody whose connection was lost; after that a "
+    "co-host takes the host's place, or the space ends.",
+)
+@click.option(
+    "--reactions",
+    default=" ".join(SpaceRules().reactions),
+    callback=_six_reactions,
+    help="Six emoji, with blanks between them.",
+)
+@click.option(
+    "--evidence/--no-evidence",
+    default=False,
+    help="Seal the last 30 s of a reported speaker for the server's moderators. Everyone is told "
+    "on joining a space.",
+)
+@click.option(
+    "--evidence-days",
+    default=14,
+    type=click.IntRange(1, 365),
+    help="After how many days that is deleted.",
+)
+@click.option(
     "--max-people", default=20_000, type=click.IntRange(1), help="On the whole server, at once."
 )
 @click.option("--max-spaces", default=1_000, type=click.IntRange(1), help="At once.")
+@click.option(
+    "--rate-limits/--no-rate-limits",
+    default=True,
+    help="Limits on requests for each person and address; off only to try a server with many "
+    "clients from one address.",
+)
 @click.option(
     "--stats",
     type=click.File("w", lazy=False),  # opened now: the end would be late to hear of a bad name
@@ -119,11 +188,20 @@ def run(
     port: int,
     public_host: str | None,
     data: Path,
+    database: str | None,
+    access: str,
+    guests: bool,
     bitrate: int,
     complexity: int,
     stage_size: int,
+    co_hosts: int,
+    grace: int,
+    reactions: tuple[str, ...],
+    evidence: bool,
+    evidence_days: int,
     max_people: int,
     max_spaces: int,
+    rate_limits: bool,
     stats: TextIO | None,
     qr: bool | None,
 ) -> None:
@@ -133,21 +211,44 @@ def run(
     or in a TOML file (port = 5005), in this order of precedence. The link goes to standard output,
     the log to standard error.
     """
+    import uvloop
+
+    from spaces_server.net.transport import TransportError
+    from spaces_server.node import Limits
+    from spaces_server.server import Server
+    from spaces_server.store.database import Database, StoreError
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    limits = Limits(
-        max_sessions=max_people,
-        max_members=max_people,
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    limits = Limits(max_sessions=max_people, bitrate=bitrate, complexity=complexity)
+    rules = HouseRules(
+        guests=guests,
+        access=Access(access),
         max_spaces=max_spaces,
-        stage_size=stage_size,
-        bitrate=bitrate,
-        complexity=complexity,
+        evidence_days=evidence_days,
+        limited_rates=rate_limits,
+        space=SpaceRules(
+            stage_size=stage_size,
+            co_hosts=co_hosts,
+            max_members=max_people,
+            grace_s=grace,
+            reactions=reactions,
+            evidence=evidence,
+        ),
     )
     try:
         key, new = load_key(data / KEY_FILE)
         if new:
             log.info("made a new server key in %s; keep a copy of it", data)
-        uvloop.run(_serve(key, limits, host, port, public_host, stats, qr))
-    except (KeyFileError, TransportError) as error:
+        operator = operator_key(data)
+        with contextlib.closing(Database(database or f"sqlite:///{data / DATABASE_FILE}")) as store:
+            store.upgrade()
+            server = partial(
+                Server, key, limits, rules, store,
+                operator_key=public_key(operator), stats_file=stats,
+            )  # fmt: skip
+            uvloop.run(_serve(server, public_key(key), data, host, port, public_host, qr))
+    except (KeyFileError, StoreError, TransportError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -160,27 +261,39 @@ def _run_before_others() -> None:
 
 
 async def _serve(
+    new_server: Callable[[], "Server"],
     key: bytes,
-    limits: Limits,
+    data: Path,
     host: str,
     port: int,
     public_host: str | None,
-    stats: TextIO | None,
     qr: bool | None,
 ) -> None:
+    """key: the server's public key."""
     _run_before_others()
-    server = Server(key, limits, stats)
+    server = new_server()
+    skeleton("spaces")  # reads the table of lookalikes: 60 ms that no tick should wait for
     await server.start(host, port)
-    gc.freeze()  # what is there by now stays: no collection need look at it during a tick
-    link = str(Link(public_host or guess_public_host(host), server.port, public_key(key)))
+    link = str(Link(public_host or guess_public_host(host), server.port, key))
+    here = "127.0.0.1" if host in ("", "::", "0.0.0.0") else host
+    leave_link(data, Link(here, server.port, key))
     log.info("%s listens on UDP port %d", AGENT, server.port)
+    code = server.owner_code()
+    if code is not None:
+        log.info("nobody owns this server yet; whoever is first becomes its owner with")
+        log.info("    spaces claim '%s' %s", link, code)
     click.echo(link)
     if qr if qr is not None else sys.stdout.isatty():
+        import segno
+
         click.echo("")
         segno.make(link, error="l").terminal(compact=True)
         click.echo(f"\nOpen a space with:  spaces host '{link}'")
     sys.stdout.flush()
     await server.wait()
+
+
+main.add_command(admin)
 
 
 @main.command()
@@ -199,18 +312,35 @@ async def _serve(
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where to write what one listener heard.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+@click.option("--story", is_flag=True, help="Play one evening of the product instead, in steps.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the summary, or a line a step.")
 def demo(
-    seconds: int, speakers: int, listeners: int, voices: Path | None, output: Path, as_json: bool
+    seconds: int,
+    speakers: int,
+    listeners: int,
+    voices: Path | None,
+    output: Path,
+    story: bool,
+    as_json: bool,
 ) -> None:
     """Run a real server and real clients on this machine, and measure what they see.
 
     The server, the speakers and the listeners are processes of their own and talk over UDP on
     loopback. While it runs, anybody on this machine can join with the link that it prints.
+
+    With --story people register, follow, schedule, post, invite, speak, block, mute, report, remove
+    and close, and every step is told as it happens.
     """
+    from spaces_server.child import ChildError
+    from spaces_server.demo import run_demo, show_summary
+    from spaces_server.story import StoryError, tell_story
+
     try:
+        if story:
+            tell_story(as_json)
+            return
         summary = run_demo(seconds, speakers, listeners, voices, output, quiet=as_json)
-    except DemoError as error:
+    except (ChildError, StoryError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(summary))

@@ -5,6 +5,8 @@ import socket
 import tomllib
 from pathlib import Path
 
+import click
+
 
 class ConfigError(Exception):
     """The server cannot start like this; one line that says what to do."""
@@ -42,3 +44,13 @@ def guess_public_host(bound: str) -> str:
         found = []
     addresses = [str(info[4][0]) for info in found]
     return next((a for a in addresses if not a.startswith("127.")), "127.0.0.1")
+
+
+data_option = click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="SPACES_DATA",
+    default=lambda: Path(click.get_app_dir("spaces-server")),
+    show_default="your user's folder for application data",
+    help="Folder of the server's keys and of its database; made on the first start.",
+)

@@ -7,19 +7,11 @@ What the server did is its own word (`--stats`) except for its CPU time, which t
 counts; loss and delay are what the clients saw.
 """
 
-import contextlib
 import json
 import os
-import queue
-import re
-import resource
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,110 +20,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from spaces_server.child import ENDING_S, Child, ChildError
+
 STARTUP_S = 20.0
-ENDING_S = 20.0
 STAGE_S = 3_600  # at most; the speakers are stopped when the listeners have done
-
-
-class DemoError(Exception):
-    """The demo cannot go on; one line that says why."""
-
-
-class _Process:
-    """A child whose lines of standard output can be waited for."""
-
-    def __init__(self, stack: ExitStack, name: str, *arguments: str, **options: Any) -> None:
-        """Starts `python -m ARGUMENTS --OPTIONS`; it ends, at the latest, with the stack."""
-        self.name = name
-        self._errors = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 (the stack is its context)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", *arguments, *_flags(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            start_new_session=True,  # Ctrl-C is ours to pass on
-        )
-        self._cpu_s: float | None = None
-        stack.callback(self.stop)
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout:
-            for line in self._process.stdout:
-                self._lines.put(line.strip())
-        self._lines.put(None)
-
-    def tell(self, line: str) -> None:
-        """Writes a line to its standard input."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has failed, and says so itself
-            self._process.stdin.write(f"{line}\n")
-            self._process.stdin.close()
-
-    def line(self, timeout_s: float) -> str | None:
-        """The next line; None at the end.  Raises DemoError if none comes in time."""
-        try:
-            return self._lines.get(timeout=timeout_s)
-        except queue.Empty:
-            raise DemoError(f"{self.name} says nothing for {timeout_s:.0f} s") from None
-
-    def event(self, wanted: str, timeout_s: float) -> dict[str, Any]:
-        """The next JSON line that is this event."""
-        while (line := self.line(timeout_s)) is not None:
-            event: dict[str, Any] = json.loads(line)
-            if event["event"] == wanted:
-                return event
-        raise DemoError(f"{self.name} failed: {self.last_error()}")
-
-    def last_error(self) -> str:
-        self._errors.seek(0)
-        # The server's log is there as well.
-        errors = [line.strip() for line in self._errors if re.match(r"[\w.]*Error: ", line)]
-        return errors[-1].removeprefix("Error: ") if errors else "it ended without a word"
-
-    def check(self) -> None:
-        """Raises DemoError if it has ended."""
-        if self._process.poll() is not None:
-            raise DemoError(f"{self.name} failed: {self.last_error()}")
-
-    def stop(self) -> float:
-        """Ends it; -> the CPU time it took, s, as the operating system counts it."""
-        if self._cpu_s is None:
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            if self._process.poll() is None:
-                self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(ENDING_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._reader.join()  # its lines are all there now
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            self._cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return self._cpu_s
-
-
-def _flags(options: dict[str, Any]) -> Iterator[str]:
-    """stage_size=5 -> --stage-size 5; qr=False -> --no-qr; None is left out."""
-    for name, value in options.items():
-        flag = name.replace("_", "-")
-        if value is False:
-            yield f"--no-{flag}"
-        elif value is not None:
-            yield from (f"--{flag}", str(value))
 
 
 def run_demo(
     seconds: int, speakers: int, listeners: int, voices: Path | None, output: Path, *, quiet: bool
 ) -> dict[str, Any]:
     """-> the summary, keys as the README lists them.  quiet: show no progress.
-    Raises DemoError."""
+    Raises ChildError."""
     console = Console(stderr=True, quiet=quiet)
     with ExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the children are to end too
@@ -139,24 +38,25 @@ def run_demo(
             stack.callback(signal.signal, number, before)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stats_file = folder / "stats.json"
-        server = _Process(
+        server = Child(
             stack, "the server", "spaces_server", "run",
             port=0, public_host="127.0.0.1", data=folder / "data", stats=stats_file, qr=False,
+            rate_limits=False,  # everyone comes from one address
         )  # fmt: skip
         # The clients' programs start along with the server, and wait for a link: what it takes to
         # start them is not to weigh on the ticks that are measured.
-        stage = _Process(
+        stage = Child(
             stack, "the speakers", "spaces_client", "crowd", "-",
             speakers=speakers, listeners=0, seconds=STAGE_S, voices=voices, wait_for=listeners,
         )  # fmt: skip
-        audience = _Process(
+        audience = Child(
             stack, "the listeners", "spaces_client", "crowd", "-",
             speakers=0, listeners=listeners, seconds=seconds, record=output,
         )  # fmt: skip
         server_started = time.monotonic()
         link = server.line(STARTUP_S)
         if link is None:
-            raise DemoError(f"the server did not start: {server.last_error()}")
+            raise ChildError(f"the server did not start: {server.last_error()}")
         stage.tell(link)
         joined = stage.event("joined", STARTUP_S)
         invitation = f"{speakers} speak; join with:  spaces join '{joined['link']}'"
@@ -174,7 +74,7 @@ def run_demo(
 
 
 def _watch(
-    audience: _Process, others: list[_Process], seconds: int, listeners: int, console: Console
+    audience: Child, others: list[Child], seconds: int, listeners: int, console: Console
 ) -> dict[str, Any]:
     """Shows progress until the audience's summary is there."""
     columns = (
@@ -194,7 +94,7 @@ def _watch(
                 progress.update(task, completed=seconds)
                 return event
             progress.update(task, completed=event["seconds"], packets=event["packets"])
-    raise DemoError(f"the listeners failed: {audience.last_error()}")
+    raise ChildError(f"the listeners failed: {audience.last_error()}")
 
 
 def _summary(

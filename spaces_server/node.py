@@ -1,18 +1,21 @@
-"""The whole server without its shell: sessions, spaces, mixer and egress, joined.
+"""The whole server without its shell: sessions, policy, mixer and egress, joined.
 
 The way of one packet: the endpoint finds the session and opens it; audio goes to the mix of the
-member's space, a frame goes to the space, whose effects are carried out here.
+member's space, a frame goes to the house, whose effects are carried out here.
 
     receive_datagram(data, address, now_ns)     as datagrams come
+    receive_stored(reply, now_ns)               as the store's replies come
     tick(timestamp, now_ns) -> Batch | None     every 20 ms: timers, feeds, mixer, egress
-    drain() -> [(datagram, address)]            after either: control datagrams
+    drain(now_ns) -> [(datagram, address)]      after each of these: control datagrams
+    to_store() -> [Commit | Fetch]              likewise: for the store, in order
 
-No sockets, clock, randomness or threads: they are handed in.
+No sockets, clock, randomness, threads or SQL: they are handed in.
 """
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,45 +23,56 @@ from protocol import frames
 from protocol.connection import (
     CloseCode,
     Closed,
-    Connection,
     Event,
     Media,
     Message,
     Pong,
     Roamed,
 )
-from protocol.frames import ErrorCode, FrameError
+from protocol.frames import ERROR_TEXTS, ErrorCode, FrameError
 from protocol.opus import Encoder
 from protocol.packets import Kind, MalformedPacketError, UplinkAudio
 from protocol.reliable import ChannelFull
-from spaces_server.endpoint import Endpoint, Session
-from spaces_server.mixer.egress import Batch, Egress
-from spaces_server.mixer.mixer import Mixer, ParallelMap, SpaceMix
-from spaces_server.space import (
+from spaces_server.effects import (
     Answer,
+    Ask,
+    Asker,
+    CloseSessions,
     Effect,
+    Entered,
+    GainSet,
     Left,
+    Moment,
     RefusedError,
+    Registered,
+    Save,
     SourceAdded,
     SourceRemoved,
-    Space,
     SpaceEnded,
     Tell,
-    clean,
-    new_token,
+    TellAccount,
 )
+from spaces_server.endpoint import Endpoint, Session
+from spaces_server.house import IN_A_SPACE, House, HouseRules, Place, Placed
+from spaces_server.ledger import Ledger
+from spaces_server.mixer.egress import Batch, Egress
+from spaces_server.mixer.mixer import Mixer, ParallelMap, SpaceMix
+from spaces_server.recorder import Recorder
+from spaces_server.records import Change, Loaded, Rows, StoreReply, StoreRequest
+from spaces_server.space import Space
 
+LASTING = (frames.Ok, frames.Reported)  # replies that say that something is so from now on
 TOO_SLOW = "you do not take what you are sent"
+FEED_A_TICK = 1_000  # datagrams of feeds, where that is enough to send them within FEED_TICKS
+FEED_TICKS = 10
+RECORDER_NS = 10 * 1_000_000_000  # between two looks for recordings that have grown old
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one server takes.  bitrate and complexity: of the mix's encoders (bit/s, 0 to 10)."""
+    """What one server carries.  bitrate and complexity: of the mix's encoders (bit/s, 0 to 10)."""
 
     max_sessions: int = 20_000
-    max_spaces: int = 1_000
-    max_members: int = 20_000
-    stage_size: int = 13
     bitrate: int = 32_000
     complexity: int = 8
     cookies_above: int = 200
@@ -66,11 +80,16 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class _Room:
-    """A space and what belongs to it: its mix, and its members' sessions."""
+    """What belongs to a space beside its policy: its mix, and its members' sessions.  told: the
+    number of the newest update of its feed that has been sent to everyone; whoever has not got
+    that one has missed it."""
 
-    space: Space
+    id: str
     mix: SpaceMix
-    members: dict[int, "_Seat"]
+    recorder: Recorder
+    told: int = 0
+    members: dict[int, "_Seat"] = field(default_factory=dict)
+    due_ns: int | None = None  # the earliest time that stands in the heap for it
 
 
 @dataclass(slots=True, eq=False)
@@ -83,8 +102,32 @@ class _Seat:
     row: int
 
 
+@dataclass(slots=True)
+class _Telling:
+    """A batch of a feed on its way.  seats: of those who have not been sent it.  told: what the
+    space will have told when they have; 0 if more is to follow for that."""
+
+    room: _Room
+    batch: bytes
+    seats: list[_Seat]
+    told: int = 0
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One request, or one event, while its effects are carried out.  What it saves becomes one
+    commit; its answer waits for that.  entered: the place that the asker took by it."""
+
+    asker: Session | None = None
+    request_id: int = 0
+    changes: list[Change] = field(default_factory=list)
+    answer: frames.Frame | None = None
+    entered: _Seat | None = None
+
+
 class Node:
-    """log: told, in plain words, what an operator would want to read."""
+    """log: told, in plain words, what an operator would want to read.  utc_offset_ns: what makes
+    the wall's time of `now_ns`; the shell keeps it true."""
 
     def __init__(
         self,
@@ -93,9 +136,18 @@ class Node:
         entropy: Callable[[int], bytes],
         parallel_map: ParallelMap[Any, Any] = map,
         limits: Limits = Limits(),
+        rules: HouseRules = HouseRules(),
+        loaded: Loaded = Loaded(),
+        operator_key: bytes = b"",
+        host_of: Callable[[bytes], bytes] = bytes,
+        now_ns: int = 0,
+        utc_offset_ns: int = 0,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """operator_key: the public key that has an owner's rights.  host_of: what of an address
+        stands for whoever is behind it, for limits."""
         self.dropped: Counter[str] = Counter()  # datagrams that opened but were not taken
+        self.utc_offset_ns = utc_offset_ns
         self.endpoint = Endpoint(
             private_key, entropy, limits.max_sessions, cookies_above=limits.cookies_above
         )
@@ -105,18 +157,38 @@ class Node:
             partial(Encoder, bitrate=limits.bitrate, complexity=limits.complexity),
             parallel_map,
         )
-        self._entropy = entropy
-        self._limits = limits
+        self.house = House(
+            loaded,
+            self._moment(now_ns),
+            entropy=entropy,
+            rules=rules,
+            present=self._present,
+            recording=self._recording,
+        )
+        self.ledger = Ledger()
+        self._operator_key = operator_key
+        self._host_of = host_of
+        self._records = rules.space.evidence
         self._log = log
+        self._now_ns = now_ns
         self._rooms: dict[str, _Room] = {}
+        self._due: list[tuple[int, str]] = []  # when which space wants its tick
+        self._feed: deque[_Telling] = deque()  # still to be sent
+        self._feed_share = FEED_A_TICK  # datagrams of it that a tick sends
         self._seats: dict[int, _Seat] = {}  # session index -> where its member is
-        self._telling: dict[_Room, None] = {}  # rooms whose feed has something to say, in order
+        self._sessions: dict[bytes, dict[int, Session]] = {}  # key -> its sessions, by index
         self._touched: dict[int, Session] = {}  # sessions that may have something to send
         self._too_slow: list[Session] = []  # closed for it; their members leave at the next tick
+        self._recorders_ns = now_ns
+        for name in self.house.spaces:
+            self._watch(self._room(name), now_ns)
 
     @property
     def spaces(self) -> dict[str, Space]:
-        return {name: room.space for name, room in self._rooms.items()}
+        return self.house.spaces
+
+    def _moment(self, now_ns: int) -> Moment:
+        return Moment(now_ns, max(0, now_ns + self.utc_offset_ns) // 1_000_000_000)
 
     # -- in and out -------------------------------------------------------------------------------
 
@@ -125,7 +197,11 @@ class Node:
         if received is None:
             return
         session, events, new = received
+        if new:
+            self._session_begins(session, now_ns)
         for event in events:
+            if session.index not in self._sessions.get(session.identity, ()):
+                break
             if type(event) is Media:
                 self._receive_media(session, event, now_ns)
             else:
@@ -138,19 +214,74 @@ class Node:
         ):
             self._touched[session.index] = session
 
+    def receive_stored(self, reply: StoreReply, now_ns: int) -> None:
+        self._now_ns = now_ns
+        self.ledger.receive(reply)
+
+    def to_store(self) -> list[StoreRequest]:
+        return self.ledger.take()
+
     def tick(self, timestamp: int, now_ns: int) -> Batch | None:
         """timestamp: the spaces' clock, samples of 48 kHz (u32)."""
         too_slow, self._too_slow = self._too_slow, []
         lost = [(s, Closed(CloseCode.TOO_SLOW, TOO_SLOW, by_peer=False)) for s in too_slow]
         for session, closed in [*lost, *self.endpoint.tick(now_ns)]:
-            self._session_closed(session, closed, now_ns)
-        for room in [room for room in self._telling if room.space.feed.due(now_ns)]:
-            del self._telling[room]
-            rows = [seat.row for seat in room.members.values()]
-            for batch in room.space.feed.take():
-                self.egress.put(Kind.FEED, batch, rows)
+            self._session_ends(session, closed, now_ns)
+        while self._due and self._due[0][0] <= now_ns:
+            due_ns, name = heapq.heappop(self._due)
+            room = self._rooms.get(name)
+            if room is not None and room.due_ns == due_ns:
+                self._tick_space(room, now_ns)
+        self._carry_out(self.house.chores(self._moment(now_ns)), _Turn(), now_ns)
+        if now_ns >= self._recorders_ns:
+            self._recorders_ns = now_ns + RECORDER_NS
+            for room in self._rooms.values():
+                room.recorder.forget(now_ns)
+        if self._feed:
+            self._send_feed()
         self.mixer.tick(timestamp, now_ns)
         return self.egress.seal()
+
+    def _tick_space(self, room: _Room, now_ns: int) -> None:
+        room.due_ns = None
+        self._carry_out(self.house.tick(room.id, self._moment(now_ns)), _Turn(), now_ns)
+        space = self.house.spaces.get(room.id)
+        if space is None:
+            return
+        seats = room.members
+        batches = space.batches(now_ns)
+        for number, (batch, members) in enumerate(batches, 1):
+            chosen = list(seats.values()) if members is None else [seats[m] for m in members]
+            told = space.feed.sent if number == len(batches) else 0
+            self._feed.append(_Telling(room, batch, chosen, told))
+        backlog = sum(len(telling.seats) for telling in self._feed)
+        self._feed_share = max(FEED_A_TICK, -(-backlog // FEED_TICKS))
+        self._watch(room, now_ns)
+
+    def _send_feed(self) -> None:
+        """Puts this tick's share of the feeds into the egress.  Ten thousand copies of one chat
+        line take longer to send than a tick may: they are spread over several, and the audio goes
+        out in time."""
+        share = self._feed_share
+        while self._feed and share > 0:
+            telling = self._feed[0]
+            room = telling.room
+            seats, telling.seats = telling.seats[:share], telling.seats[share:]
+            share -= len(seats)
+            # Who has left meanwhile may have been followed by somebody else in the same row.
+            rows = [seat.row for seat in seats if room.members.get(seat.member) is seat]
+            self.egress.put(Kind.FEED, telling.batch, rows)
+            if not telling.seats:
+                self._feed.popleft()
+                room.told = telling.told or room.told
+
+    def _watch(self, room: _Room, now_ns: int) -> None:
+        """Sees to it that `tick` comes back to the space in time."""
+        space = self.house.spaces.get(room.id)
+        due_ns = None if space is None else space.due_ns
+        if due_ns is not None and (room.due_ns is None or due_ns < room.due_ns):
+            room.due_ns = max(due_ns, now_ns + 1)  # a later tick's, in any case
+            heapq.heappush(self._due, (room.due_ns, room.id))
 
     def drain(self, now_ns: int) -> list[tuple[bytes, bytes]]:
         """-> the control datagrams that are to be sent, (datagram, address)."""
@@ -160,11 +291,61 @@ class Node:
         outbox, self.endpoint.outbox = self.endpoint.outbox, []
         return outbox
 
+    def owner_code(self, now_ns: int) -> str | None:
+        """A new code for whoever is to own the server; None if somebody does."""
+        made = self.house.people.owner_code(self._moment(now_ns))
+        if made is None:
+            return None
+        code, effects = made
+        self._carry_out([("", effect) for effect in effects], _Turn(), now_ns)
+        return code
+
     def shut_down(self, now_ns: int) -> None:
         """Tells every client that the server stops."""
         for session in self.endpoint.sessions.values():
             session.connection.close(CloseCode.SHUTDOWN, "the server is shutting down", now_ns)
             self._touched[session.index] = session
+
+    # -- sessions ---------------------------------------------------------------------------------
+
+    def _session_begins(self, session: Session, now_ns: int) -> None:
+        self._sessions.setdefault(session.identity, {})[session.index] = session
+        account = self._asker(session).account
+        if account is not None:
+            self._tell_kept(session, account.id, now_ns)
+
+    def _tell_kept(self, session: Session, account: int, now_ns: int) -> None:
+        for notice in self.house.people.kept(account):
+            self._send(session, notice, now_ns)
+
+    def _session_ends(self, session: Session, closed: Closed, now_ns: int) -> None:
+        self._touched[session.index] = session
+        seat = self._seats.get(session.index)
+        if seat is not None:
+            leave = self.house.leave if closed.by_peer else self.house.lost
+            place = Place(seat.room.id, seat.member)
+            self._carry_out(leave(place, self._moment(now_ns)), _Turn(), now_ns)
+        self._forget_session(session)
+        if not closed.by_peer:
+            self._log(f"a client was lost: {closed.text}")
+
+    def _forget_session(self, session: Session) -> None:
+        sessions = self._sessions.get(session.identity, {})
+        sessions.pop(session.index, None)
+        if not sessions:
+            self._sessions.pop(session.identity, None)
+
+    def _sessions_of(self, account: int) -> Iterable[Session]:
+        for device in self.house.people.devices_of(account):
+            yield from list(self._sessions.get(device.key, {}).values())
+
+    def _present(self, account: int) -> bool:
+        return any(True for _ in self._sessions_of(account))
+
+    def _asker(self, session: Session) -> Asker:
+        key = session.identity
+        host = self._host_of(session.connection.address)
+        return self.house.people.asker(key, host, operator=key == self._operator_key)
 
     # -- events -----------------------------------------------------------------------------------
 
@@ -180,6 +361,8 @@ class Node:
             return
         if not self.mixer.receive(seat.room.mix, seat.member, audio, now_ns):
             self.dropped["audio of one who may not speak"] += 1
+        elif self._records:
+            seat.room.recorder.take(seat.member, audio.timestamp, audio.opus, now_ns)
 
     def _receive_event(self, session: Session, event: Event, now_ns: int) -> None:
         match event:
@@ -190,140 +373,191 @@ class Node:
                 if seat is not None:
                     self.egress.moved(seat.row)
             case Closed():
-                self._session_closed(session, event, now_ns)
+                self._session_ends(session, event, now_ns)
             case Pong() | Media():
                 pass
 
-    def _session_closed(self, session: Session, closed: Closed, now_ns: int) -> None:
-        self._touched[session.index] = session
-        seat = self._seats.get(session.index)
-        if seat is not None:
-            self._apply(seat.room, seat.room.space.leave(seat.member, now_ns), None, now_ns)
-        if not closed.by_peer:
-            self._log(f"a client was lost: {closed.text}")
+    def _recording(self, place: Place) -> list[tuple[int, bytes]]:
+        return self._rooms[place.space].recorder.recording(place.member, self._now_ns)
 
     # -- frames -----------------------------------------------------------------------------------
 
     def _receive_frame(self, session: Session, data: bytes, now_ns: int) -> None:
+        self._now_ns = now_ns
         try:
             frame = frames.decode(data)
         except FrameError as error:
-            self._refuse(session, error.request_id, error.code, str(error), now_ns)
+            refusal = frames.Error(re=error.request_id, code=error.code, text=str(error))
+            self._send(session, refusal, now_ns)
             return
         if not isinstance(frame, frames.Request):
             text = "only requests come from a client"
-            self._refuse(session, 0, ErrorCode.MALFORMED, text, now_ns)
+            refusal = frames.Error(re=0, code=ErrorCode.MALFORMED, text=text)
+            self._send(session, refusal, now_ns)
             return
         try:
-            self._handle(session, frame, now_ns)
+            placed = self._decide(session, frame, now_ns)
         except RefusedError as error:
-            self._refuse(session, frame.id, error.code, str(error), now_ns)
+            self._refuse(session, frame.id, error, now_ns)
+        else:
+            self._carry_out(placed, _Turn(session, frame.id), now_ns)
 
-    def _refuse(
-        self, session: Session, request_id: int, code: ErrorCode, text: str, now_ns: int
-    ) -> None:
-        self._send(session, frames.Error(re=request_id, code=code, text=text), now_ns)
-
-    def _handle(self, session: Session, request: frames.Request, now_ns: int) -> None:
+    def _decide(self, session: Session, request: frames.Request, now_ns: int) -> list[Placed]:
+        # Within a space, what is asked must work at once even if it cannot be stored for a while:
+        # a moderator who mutes somebody does not wait for a disk.  Only its answer waits.
+        waits = type(request) in IN_A_SPACE
+        if self.ledger.full or (not waits and self.ledger.stuck(now_ns)):
+            raise RefusedError(ErrorCode.UNAVAILABLE)
         seat = self._seats.get(session.index)
-        match request:
-            case frames.Open() | frames.Join() if seat is not None:
-                raise RefusedError(ErrorCode.ALREADY_JOINED)
-            case frames.Open():
-                self._open(session, request, now_ns)
-            case frames.Join(space=name, invite=invite):
-                room = self._rooms.get(name)
-                if room is None:
-                    raise RefusedError(ErrorCode.NO_SUCH_SPACE)
-                token = invite if isinstance(invite, str) else None
-                self._enter(session, room, request.id, request.name, token, now_ns)
-            case _ if seat is None:
-                raise RefusedError(ErrorCode.NOT_JOINED)
-            case _:
-                effects = seat.room.space.handle(seat.member, request, now_ns)
-                self._apply(seat.room, effects, session, now_ns)
+        place = None if seat is None else Place(seat.room.id, seat.member)
+        return self.house.handle(self._asker(session), place, request, self._moment(now_ns))
 
-    def _open(self, session: Session, request: frames.Open, now_ns: int) -> None:
-        if len(self._rooms) >= self._limits.max_spaces:
-            raise RefusedError(ErrorCode.SERVER_FULL)
-        title = clean(request.title, frames.MAX_TITLE_CHARS)
-        clean(request.name, frames.MAX_NAME_CHARS)
-        name = new_token(self._entropy)
-        space = Space(name, title, self._entropy, self._limits.stage_size, self._limits.max_members)
-        room = _Room(space, self.mixer.open(), {})
-        self._rooms[name] = room
-        self._log(f"the space {name} was opened")
-        self._enter(session, room, request.id, request.name, None, now_ns, host=True)
-
-    def _enter(
-        self,
-        session: Session,
-        room: _Room,
-        request_id: int,
-        name: str,
-        invite: str | None,
-        now_ns: int,
-        *,
-        host: bool = False,
-    ) -> None:
-        member, effects = room.space.enter(name, session.identity, invite, now_ns, host=host)
-        seat = _Seat(room, member, session, self.egress.add(session.connection))
-        self._seats[session.index] = seat
-        room.members[member] = seat
-        room.mix.plan.add_member(member, seat.row)
-        session.connection.status = lambda: room.space.feed.number
-        joined = frames.Joined(
-            re=request_id,
-            space=room.space.id,
-            you=room.space.view(member),
-            snapshot=room.space.snapshot(),
+    def _refuse(self, session: Session, request_id: int, error: RefusedError, now_ns: int) -> None:
+        frame = frames.Error(
+            re=request_id, code=error.code, text=str(error), retry_ms=error.retry_ms
         )
-        self._apply(room, [Answer(joined), *effects], session, now_ns)
+        self._send(session, frame, now_ns)
 
     # -- effects ----------------------------------------------------------------------------------
 
-    def _apply(
-        self, room: _Room, effects: list[Effect], asker: Session | None, now_ns: int
-    ) -> None:
-        """asker: whom an Answer goes to."""
-        for effect in effects:
+    def _carry_out(self, placed: list[Placed], turn: _Turn, now_ns: int) -> None:
+        self._apply(placed, turn, now_ns)
+        self._settle(turn, now_ns)
+
+    def _apply(self, placed: list[Placed], turn: _Turn, now_ns: int) -> None:
+        for name, effect in placed:
             match effect:
                 case Answer(frame):
-                    assert asker is not None, "only a request is answered"
-                    self._send(asker, frame, now_ns)
+                    turn.answer = frame
+                case Save(changes):
+                    turn.changes += changes
+                case Ask(query, then):
+                    assert turn.asker is not None, "only a request asks the store"
+                    done = partial(self._found, turn.asker, turn.request_id, then)
+                    self.ledger.fetch(query, now_ns, done)
+                case TellAccount(account, frame):
+                    for session in self._sessions_of(account):
+                        self._send(session, frame, now_ns)
+                case Registered(account):
+                    if turn.asker is not None:
+                        self._tell_kept(turn.asker, account, now_ns)
+                case CloseSessions(key, text):
+                    self._close_sessions(key, text, turn, now_ns)
+                case Entered(member):
+                    self._seat(self._room(name), member, turn, now_ns)
                 case Tell(member, frame):
-                    seat = room.members.get(member)
+                    seat = self._rooms[name].members.get(member)
                     if seat is not None:
                         self._send(seat.session, frame, now_ns)
                 case SourceAdded(member, seat_number):
-                    room.mix.add_source(member, seat_number)
+                    self._rooms[name].mix.add_source(member, seat_number)
                 case SourceRemoved(member):
-                    room.mix.remove_source(member)
+                    self._rooms[name].mix.remove_source(member)
+                case GainSet(hearer, source, gain):
+                    self._rooms[name].mix.plan.set_gain(hearer, source, gain)
                 case Left(member):
-                    self._unseat(room, member, asker, now_ns)
-                case SpaceEnded(text):
-                    self._end(room, text, now_ns)
-        if room.space.feed.pending and not room.space.ended:
-            self._telling[room] = None
+                    self._unseat(self._rooms[name], member, turn, now_ns)
+                case SpaceEnded():
+                    self._end(self._rooms[name], now_ns)
+                case _:
+                    raise TypeError(f"{effect} is for the house to expand")
+        for name in dict.fromkeys(name for name, _ in placed):
+            if name in self._rooms:
+                self._watch(self._rooms[name], now_ns)
 
-    def _unseat(self, room: _Room, member: int, asker: Session | None, now_ns: int) -> None:
+    def _settle(self, turn: _Turn, now_ns: int) -> None:
+        """Stores what the turn saves, and answers when that is durable.  Whoever asks for what is
+        so already (a second mute, say) is not answered before what made it so is durable."""
+        asker, answer = turn.asker, turn.answer
+        if not turn.changes and not (isinstance(answer, LASTING) and self.ledger.waiting):
+            if asker is not None and answer is not None:
+                self._send(asker, answer, now_ns)
+            return
+
+        def durable() -> None:
+            if asker is not None and answer is not None:
+                late = answer if turn.entered is None else self._joined(turn.entered, answer)
+                self._send(asker, late, self._now_ns)
+
+        self.ledger.commit(turn.changes, now_ns, durable)
+
+    def _joined(self, seat: _Seat, answer: frames.Frame) -> frames.Frame:
+        """The answer to whoever entered, as things are now that it goes out: what the feed told
+        meanwhile is in the snapshot, and who is out again does not believe to be in."""
+        assert isinstance(answer, frames.Reply)
+        space = self.house.spaces.get(seat.room.id)
+        if space is None:
+            code = ErrorCode.SPACE_ENDED
+            return frames.Error(re=answer.re, code=code, text=ERROR_TEXTS[code])
+        if self._seats.get(seat.session.index) is not seat:
+            text = "you are out of the space again"
+            return frames.Error(re=answer.re, code=ErrorCode.NOT_JOINED, text=text)
+        return space.joined(answer.re, seat.member)
+
+    def _found(
+        self,
+        session: Session,
+        request_id: int,
+        then: Callable[[Rows], frames.Frame | list[Effect]],
+        rows: Rows,
+    ) -> None:
+        now_ns = self._now_ns
+        try:
+            found = then(rows)
+        except RefusedError as error:
+            self._refuse(session, request_id, error, now_ns)
+            return
+        effects = found if isinstance(found, list) else [Answer(found)]
+        self._carry_out([("", e) for e in effects], _Turn(session, request_id), now_ns)
+
+    def _room(self, name: str) -> _Room:
+        room = self._rooms.get(name)
+        if room is None:
+            room = self._rooms[name] = _Room(name, self.mixer.open(), Recorder())
+            self._log(f"the space {name} is open")
+        return room
+
+    def _seat(self, room: _Room, member: int, turn: _Turn, now_ns: int) -> None:
+        session = turn.asker
+        assert session is not None, "only who asks can enter"
+        seat = _Seat(room, member, session, self.egress.add(session.connection))
+        self._seats[session.index] = seat
+        room.members[member] = seat
+        room.mix.add_member(member, seat.row)
+        session.connection.status = lambda: room.told
+        turn.entered = seat
+
+    def _unseat(self, room: _Room, member: int, turn: _Turn, now_ns: int) -> None:
         seat = room.members.pop(member)
         del self._seats[seat.session.index]
-        room.mix.plan.remove_member(member)
+        room.mix.remove_member(member)
         self.egress.remove(seat.row)
-        connection: Connection = seat.session.connection
+        connection = seat.session.connection
         connection.status = lambda: 0
-        if asker is not None and asker is not seat.session:
-            connection.close(CloseCode.REPLACED, "you joined from elsewhere", now_ns)
-            self._touched[seat.session.index] = seat.session
+        if turn.entered is not None and seat.session is not turn.asker:
+            self._close(seat.session, CloseCode.REPLACED, "you joined from elsewhere", now_ns)
 
-    def _end(self, room: _Room, text: str, now_ns: int) -> None:
+    def _close_sessions(self, key: bytes, text: str, turn: _Turn, now_ns: int) -> None:
+        for session in list(self._sessions.get(key, {}).values()):
+            seat = self._seats.get(session.index)
+            if seat is not None:
+                place = Place(seat.room.id, seat.member)
+                self._apply(self.house.leave(place, self._moment(now_ns)), turn, now_ns)
+            self._close(session, CloseCode.EXPELLED, text, now_ns)
+
+    def _close(self, session: Session, code: CloseCode, text: str, now_ns: int) -> None:
+        """Ends the session of somebody who is in no space (any more); nothing of theirs is taken
+        from here on, not even what the same datagram held."""
+        session.connection.close(code, text, now_ns)
+        self._forget_session(session)
+        self._touched[session.index] = session
+
+    def _end(self, room: _Room, now_ns: int) -> None:
         for member in list(room.members):
-            self._unseat(room, member, None, now_ns)
+            self._unseat(room, member, _Turn(), now_ns)
         self.mixer.close(room.mix)
-        self._telling.pop(room, None)
-        del self._rooms[room.space.id]
-        self._log(f"the space {room.space.id} has ended: {text}")
+        del self._rooms[room.id]
+        self._log(f"the space {room.id} has ended")
 
     def _send(self, session: Session, frame: frames.Frame, now_ns: int) -> None:
         try:

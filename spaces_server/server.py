@@ -1,9 +1,12 @@
-"""The shell around the node: a socket, a clock, threads, signals.
+"""The shell around the node: a socket, clocks, threads, the store, signals.
 
-Everything runs in one event loop; only the codec leaves it, for the time of a tick.
+Everything runs in one event loop; only the codec leaves it, for the time of a tick, and the store,
+which has a thread of its own.
 """
 
 import asyncio
+import contextlib
+import gc
 import json
 import logging
 import os
@@ -15,16 +18,27 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
 from protocol.connection import MS
+from spaces_server.house import HouseRules
 from spaces_server.mixer.source import FRAME_SAMPLES
 from spaces_server.net.ticker import Ticker
-from spaces_server.net.transport import Transport, open_transport
+from spaces_server.net.transport import Transport, host_of, open_transport
 from spaces_server.node import Limits, Node
+from spaces_server.records import StoreReply
+from spaces_server.store.database import Database
+from spaces_server.store.worker import StoreWorker
 
 TICK_NS = 20 * MS
 REPORT_TICKS = 3_000  # a line in the log each minute
+# What has lived for a second (sessions, members) is not looked at by the garbage collector again: a
+# look at ten thousand of them takes 150 ms.  Reference counts free them; cycles do not occur.
+FREEZE_TICKS = 50
 GOODBYE_S = 1.0  # how long clients have to hear that the server stops
 
 log = logging.getLogger("spaces")
+
+
+def _utc_offset_ns() -> int:
+    return time.time_ns() - time.monotonic_ns()
 
 
 def _each(work: Callable[[Any], Any], jobs: list[Any]) -> list[Any]:
@@ -35,8 +49,16 @@ class Server:
     """One server process.  `start`, then `wait`, which ends after `stop` or a signal."""
 
     def __init__(
-        self, private_key: bytes, limits: Limits, stats_file: TextIO | None = None
+        self,
+        private_key: bytes,
+        limits: Limits,
+        rules: HouseRules,
+        database: Database,
+        *,
+        operator_key: bytes,
+        stats_file: TextIO | None = None,
     ) -> None:
+        """database: at its newest revision.  operator_key: the public key that administers."""
         self._threads = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="encode")
         self.node = Node(
@@ -44,8 +66,17 @@ class Server:
             entropy=os.urandom,
             parallel_map=self._parallel_map,
             limits=limits,
+            rules=rules,
+            loaded=database.load(),
+            operator_key=operator_key,
+            host_of=host_of,
+            now_ns=time.monotonic_ns(),
+            utc_offset_ns=_utc_offset_ns(),
             log=log.info,
         )
+        self.failure: BaseException | None = None
+        self._loop = asyncio.get_running_loop()
+        self._store = StoreWorker(database, self._deliver, self._deliver_failure)
         self._stats_file = stats_file
         self._transport: Transport | None = None
         self._ticker: Ticker | None = None
@@ -69,39 +100,65 @@ class Server:
     async def start(self, host: str, port: int) -> None:
         """Raises TransportError if the port cannot be had."""
         self._transport = await open_transport(host, port, self._receive)
-        loop = asyncio.get_running_loop()
-        self._ticker = Ticker(TICK_NS, self._tick, loop)
+        self._ticker = Ticker(TICK_NS, self._tick, self._loop)
         self._ticker.start()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.stop)
+            self._loop.add_signal_handler(number, self.stop)
+
+    def owner_code(self) -> str | None:
+        """A code with which somebody becomes the server's owner; None if it has one."""
+        code = self.node.owner_code(time.monotonic_ns())
+        self._pass_on()
+        return code
 
     def stop(self) -> None:
         self._stopping.set()
 
     async def wait(self) -> None:
-        """Until stopped: tells the clients, writes the figures, frees everything."""
+        """Until stopped: tells the clients, writes the figures, frees everything.  Raises what
+        made the store fail, if that was it."""
         await self._stopping.wait()
         log.info("stopping, and telling the clients")
         self.node.shut_down(time.monotonic_ns())
-        loop = asyncio.get_running_loop()
-        end = loop.time() + GOODBYE_S
-        self._send_control()
-        while self.node.endpoint.talking and loop.time() < end:
+        end = self._loop.time() + GOODBYE_S
+        self._pass_on()
+        while self.node.endpoint.talking and self._loop.time() < end:
             await asyncio.sleep(TICK_NS / 1e9)
         assert self._ticker is not None
         assert self._transport is not None
         self._ticker.stop()
         self._transport.close()
         self._pool.shutdown()
+        self._store.close()
         if self._stats_file is not None:
             json.dump(self.stats(), self._stats_file)
         log.info("stopped")
+        if self.failure is not None:
+            raise self.failure
 
     def _receive(self, datagrams: list[tuple[bytes, bytes]]) -> None:
         now_ns = time.monotonic_ns()
         for data, address in datagrams:
             self.node.receive_datagram(data, address, now_ns)
-        self._send_control()
+        self._pass_on()
+
+    def _deliver(self, replies: list[StoreReply]) -> None:
+        """In the store's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+            self._loop.call_soon_threadsafe(self._stored, replies)
+
+    def _stored(self, replies: list[StoreReply]) -> None:
+        now_ns = time.monotonic_ns()
+        for reply in replies:
+            self.node.receive_stored(reply, now_ns)
+        self._pass_on()
+
+    def _deliver_failure(self, error: BaseException) -> None:
+        """In the store's thread.  What the memory holds and the store does not would be lost
+        without a word: better to stop."""
+        self.failure = error
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.stop)
 
     def _tick(self, now_ns: int) -> None:
         assert self._ticker is not None
@@ -110,15 +167,22 @@ class Server:
         batch = self.node.tick(number * FRAME_SAMPLES & 0xFFFF_FFFF, now_ns)
         if batch is not None:
             self._transport.send_batch(batch.arena, batch.lengths, batch.addresses)
-        self._send_control()
+        self._pass_on()
         self._most_sessions = max(self._most_sessions, len(self.node.endpoint.sessions))
+        if self._ticker.ticks % FREEZE_TICKS == 0:
+            gc.freeze()
         if self._ticker.ticks % REPORT_TICKS == 0:
+            self.node.utc_offset_ns = _utc_offset_ns()  # follows a clock that is put right
             self._report()
 
-    def _send_control(self) -> None:
+    def _pass_on(self) -> None:
+        """What the node has for the network and for the store."""
         assert self._transport is not None
         for data, address in self.node.drain(time.monotonic_ns()):
             self._transport.send(data, address)
+        requests = self.node.to_store()
+        if requests:
+            self._store.submit(requests)
 
     def _report(self) -> None:
         assert self._ticker is not None
@@ -150,6 +214,7 @@ class Server:
             "datagrams_sent": net.sent,
             "datagrams_not_taken_by_kernel": net.send_short,
             "dropped": {**self.node.endpoint.dropped, **self.node.dropped},
+            "store_waiting": self.node.ledger.waiting,
             "most_sessions": self._most_sessions,
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "max_rss_bytes": usage.ru_maxrss * 1024,

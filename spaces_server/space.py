@@ -1,391 +1,387 @@
-"""A space: who is in it, in which role, and what each request of theirs does.
+"""A live space, and what each request of those in it does.
 
-Pure policy.  `handle` takes a request and gives back effects, values that say what is to happen;
-the node carries them out.  Nothing here knows of connections, packets or samples, and the audio
-path never reads a space.
+Pure policy.  Every way in takes what happened and the time, changes the memory, and gives back
+effects, values that say what is to happen; the house and the node carry them out.  Nothing here
+knows of connections, packets or samples, and the audio path never reads a space.
 """
 
-import base64
-import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from bisect import bisect_right
 
-from msgspec import UNSET, UnsetType
+import msgspec
+from msgspec import UNSET
 
 from protocol import frames
-from protocol.frames import ERROR_TEXTS, ErrorCode, Member, Snapshot
+from protocol.frames import ErrorCode, Settings, WhoSpeaks
 from protocol.roles import Action, Role, allowed
-from spaces_server.feed import Feed
+from spaces_server.effects import (
+    Answer,
+    Asker,
+    Effect,
+    GainSet,
+    Invited,
+    Moment,
+    RefusedError,
+    Tell,
+    Who,
+)
+from spaces_server.gathering import NOBODY, Gathering, Person, cleaned
+from spaces_server.gathering import Relations as Relations
+from spaces_server.gathering import SpaceRules as SpaceRules
+from spaces_server.records import Put
 
-SEATS = 256  # numbers that seats go through; far more than any stage, so none is reused soon
-MAX_HANDS = 100  # with the stage they make up a snapshot, which must fit into one frame
-TOKEN_BYTES = 9
-MAX_INVITES = 100
+# With the longest names, a snapshot of the largest stage and all hands fits into one frame, and so
+# does a page of the roster.
+MAX_HANDS = 50
+ROSTER_PAGE = 80
+MAX_OFFERS = 100
 
-
-class RefusedError(Exception):
-    """A request that is not carried out; nothing was changed."""
-
-    def __init__(self, code: ErrorCode) -> None:
-        super().__init__(ERROR_TEXTS[code])
-        self.code = code
-
-
-# -- effects --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The one reply to the request."""
-
-    frame: frames.Frame
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """A notice to one member."""
-
-    member: int
-    frame: frames.Frame
-
-
-@dataclass(frozen=True, slots=True)
-class SourceAdded:
-    """From now on this member's audio is mixed."""
-
-    member: int
-    seat: int
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRemoved:
-    """From now on it is not."""
-
-    member: int
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """The member is no longer in the space."""
-
-    member: int
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceEnded:
-    text: str
+ACTIONS: dict[type[frames.Request], Action] = {
+    kind: Action(frames.tag(kind))
+    for kind in (
+        frames.Leave,
+        frames.RaiseHand,
+        frames.LowerHand,
+        frames.StepUp,
+        frames.BringUp,
+        frames.Offer,
+        frames.Accept,
+        frames.Decline,
+        frames.TakeDown,
+        frames.Appoint,
+        frames.Dismiss,
+        frames.HandOver,
+        frames.Mute,
+        frames.MuteAll,
+        frames.Unmute,
+        frames.LetUnmute,
+        frames.Remove,
+        frames.SetVolume,
+        frames.Configure,
+        frames.Chat,
+        frames.DeleteLine,
+        frames.React,
+        frames.Close,
+        frames.MakeInvite,
+        frames.ListInvites,
+        frames.RevokeInvite,
+        frames.InvitePerson,
+    )
+}
 
 
-Effect = Answer | Tell | SourceAdded | SourceRemoved | Left | SpaceEnded
-
-
-# -- people ---------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Person:
-    id: int
-    name: str
-    identity: bytes
-    role: Role
-    seat: int | None = None
-    muted: bool = False
-    hand: bool = False
-    order: int = 0  # of appointment, for who becomes host
-
-    @property
-    def listed(self) -> bool:
-        """Whether the feed tells of this person by name."""
-        return self.role.on_stage or self.hand
-
-    @property
-    def speaks(self) -> bool:
-        return self.role.on_stage and not self.muted
-
-    def view(self) -> Member:
-        return Member(
-            id=self.id,
-            name=self.name,
-            role=self.role,
-            seat=UNSET if self.seat is None else self.seat,
-            muted=self.muted,
-            hand=self.hand,
-        )
-
-
-def clean(text: str, max_chars: int) -> str:
-    """Text that may be shown in a terminal.  Raises RefusedError for control characters, which
-    include escape sequences, for nothing but blanks, and for what normalising makes too long."""
-    text = unicodedata.normalize("NFC", text).strip()
-    if not 0 < len(text) <= max_chars or any(
-        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text
-    ):
-        raise RefusedError(ErrorCode.BAD_TEXT)
-    return text
-
-
-def new_token(entropy: Callable[[int], bytes]) -> str:
-    """12 characters that fit into a link and cannot be guessed."""
-    return base64.urlsafe_b64encode(entropy(TOKEN_BYTES)).decode()
-
-
-@dataclass(slots=True)
-class Space:
-    """One space.  entropy: for invite tokens.  stage_size: how many may speak, host included."""
-
-    id: str
-    title: str
-    entropy: Callable[[int], bytes]
-    stage_size: int = 13
-    max_members: int = 20_000
-    feed: Feed = field(init=False)
-    ended: bool = False
-    _people: dict[int, _Person] = field(default_factory=dict)
-    _by_identity: dict[bytes, int] = field(default_factory=dict)
-    _listed: dict[int, _Person] = field(default_factory=dict)
-    _invites: dict[str, Role] = field(default_factory=dict)
-    _last_id: int = 0
-    _last_seat: int = -1
-    _appointments: int = 0
-    _told_listeners: int = 0
-
-    def __post_init__(self) -> None:
-        self.feed = Feed(self.id)
-
-    # -- coming and going ----------------------------------------------------------------------
-
-    def enter(
-        self, name: str, identity: bytes, invite: str | None, now_ns: int, *, host: bool = False
-    ) -> tuple[int, list[Effect]]:
-        """-> (member id, effects).  Raises RefusedError.  Whoever is here already with the same
-        identity leaves first."""
-        name = clean(name, frames.MAX_NAME_CHARS)
-        if invite is not None and invite not in self._invites:
-            raise RefusedError(ErrorCode.BAD_INVITE)
-        before = self._by_identity.get(identity)
-        if before is None and len(self._people) >= self.max_members:
-            raise RefusedError(ErrorCode.SPACE_FULL)
-        role = Role.HOST if host else self._invites.get(invite or "", Role.LISTENER)
-        if before is not None and self._people[before].role.on_stage:
-            role = self._people[before].role  # the same person on another device keeps the role
-        elif role.on_stage and self._stage_full():
-            raise RefusedError(ErrorCode.STAGE_FULL)
-        effects: list[Effect] = []
-        muted = before is not None and self._people[before].muted
-        if before is not None:
-            effects += self._remove(before, now_ns)
-        self._last_id += 1
-        person = _Person(self._last_id, name, identity, Role.LISTENER, muted=muted)
-        self._people[person.id] = person
-        self._by_identity[identity] = person.id
-        effects += self._set_role(person, role, now_ns)
-        self._tell_listeners(now_ns)
-        return person.id, effects
-
-    def leave(self, member: int, now_ns: int) -> list[Effect]:
-        """A member goes, or was lost.  The host's going ends the space if no co-host is there."""
-        was_host = self._people[member].role is Role.HOST
-        effects = self._remove(member, now_ns)
-        if was_host:
-            heir = min(
-                (p for p in self._people.values() if p.role is Role.CO_HOST),
-                key=lambda p: p.order,
-                default=None,
-            )
-            if heir is None:
-                return [*effects, *self._end("the host has left")]
-            effects += self._set_role(heir, Role.HOST, now_ns)
-            effects.append(Tell(heir.id, frames.You(you=heir.view())))
-        self._tell_listeners(now_ns)
-        return effects
-
-    def _remove(self, member: int, now_ns: int) -> list[Effect]:
-        person = self._people.pop(member)
-        del self._by_identity[person.identity]
-        effects: list[Effect] = [SourceRemoved(member)] if person.speaks else []
-        if self._listed.pop(member, None) is not None:
-            self.feed.add(frames.GoneUpdate(id=member), now_ns)
-        effects.append(Left(member))
-        return effects
-
-    def _end(self, text: str) -> list[Effect]:
-        self.ended = True
-        told: list[Effect] = [Tell(m, frames.Ended(text=text)) for m in self._people]
-        return [*told, SpaceEnded(text)]
-
-    # -- what is seen --------------------------------------------------------------------------
-
-    def __len__(self) -> int:
-        return len(self._people)
-
-    def view(self, member: int) -> Member:
-        return self._people[member].view()
-
-    def speaks(self, member: int) -> bool:
-        return self._people[member].speaks
-
-    def snapshot(self) -> Snapshot:
-        return Snapshot(
-            number=self.feed.number,
-            title=self.title,
-            members=[p.view() for p in self._listed.values()],
-            listeners=self._listeners(),
-        )
-
-    def _listeners(self) -> int:
-        return len(self._people) - sum(p.role.on_stage for p in self._listed.values())
-
-    def _stage_full(self) -> bool:
-        return sum(p.role.on_stage for p in self._listed.values()) >= self.stage_size
-
-    # -- changes, each told to all -------------------------------------------------------------
-
-    def _changed(self, person: _Person, now_ns: int) -> None:
-        was_listed = person.id in self._listed
-        if person.listed:
-            self._listed[person.id] = person
-        else:
-            self._listed.pop(person.id, None)
-        if was_listed or person.listed:
-            self.feed.add(frames.MemberUpdate(member=person.view()), now_ns)
-
-    def _tell_listeners(self, now_ns: int) -> None:
-        count = self._listeners()
-        if count != self._told_listeners:
-            self._told_listeners = count
-            self.feed.add(frames.ListenersUpdate(count=count), now_ns)
-
-    def _set_role(self, person: _Person, role: Role, now_ns: int) -> list[Effect]:
-        spoke = person.speaks
-        if role.on_stage and not person.role.on_stage:
-            person.seat = self._next_seat()
-        if not role.on_stage:
-            person.seat = None
-            person.muted = False
-        if role is Role.CO_HOST:
-            self._appointments += 1
-            person.order = self._appointments
-        person.role = role
-        person.hand = False
-        self._changed(person, now_ns)
-        return self._source_effects(person, spoke)
-
-    def _next_seat(self) -> int:
-        taken = {p.seat for p in self._listed.values()}
-        while True:
-            self._last_seat = (self._last_seat + 1) % SEATS
-            if self._last_seat not in taken:
-                return self._last_seat
-
-    def _set_muted(self, person: _Person, muted: bool, now_ns: int) -> list[Effect]:
-        if person.muted == muted:
-            return []
-        spoke = person.speaks
-        person.muted = muted
-        self._changed(person, now_ns)
-        return self._source_effects(person, spoke)
-
-    def _set_hand(self, person: _Person, hand: bool, now_ns: int) -> None:
-        if person.hand != hand:
-            person.hand = hand
-            self._changed(person, now_ns)
-
-    @staticmethod
-    def _source_effects(person: _Person, spoke: bool) -> list[Effect]:
-        if person.speaks and not spoke and person.seat is not None:
-            return [SourceAdded(person.id, person.seat)]
-        if spoke and not person.speaks:
-            return [SourceRemoved(person.id)]
-        return []
+class Space(Gathering):
+    """One live space, empty until its host has entered."""
 
     # -- requests ------------------------------------------------------------------------------
 
-    def handle(self, member: int, request: frames.Request, now_ns: int) -> list[Effect]:
-        """-> effects, with exactly one Answer.  Raises RefusedError, and then nothing changed."""
-        me = self._people[member]
-        match request:
-            case frames.Roster(after=after):
-                return [Answer(self._roster_page(request.id, after))]
-            case frames.CatchUp(after=after):
-                updates = self.feed.after(after)
-                if updates is None:
-                    raise RefusedError(ErrorCode.TOO_OLD)
-                return [Answer(frames.Updates(re=request.id, first=after + 1, updates=updates))]
-            case frames.Look():
-                state = frames.State(re=request.id, you=me.view(), snapshot=self.snapshot())
-                return [Answer(state)]
-            case frames.Invite():
-                self._permit(Action.INVITE, me, me)
-                return [Answer(frames.Invited(re=request.id, invite=self._new_invite()))]
-            case frames.Leave():
-                self._permit(Action.LEAVE, me, me)
-                return [Answer(frames.Ok(re=request.id)), *self.leave(member, now_ns)]
-            case frames.Close():
-                self._permit(Action.CLOSE, me, me)
-                return [Answer(frames.Ok(re=request.id)), *self._end("the host closed it")]
-        effects = self._moderate(me, request, now_ns)
-        self._tell_listeners(now_ns)
-        return [Answer(frames.Ok(re=request.id)), *effects]
-
-    def _moderate(self, me: _Person, request: frames.Request, now_ns: int) -> list[Effect]:
-        """The actions of one member on one member."""
-        effects: list[Effect] = []
-        match request:
-            case frames.RaiseHand():
-                whom = self._target(Action.RAISE_HAND, me, UNSET)
-                if not whom.hand and sum(p.hand for p in self._listed.values()) >= MAX_HANDS:
-                    raise RefusedError(ErrorCode.HANDS_FULL)
-                self._set_hand(whom, True, now_ns)
-            case frames.LowerHand(member=target):
-                whom = self._target(Action.LOWER_HAND, me, target)
-                self._set_hand(whom, False, now_ns)
-            case frames.BringUp(member=target):
-                whom = self._target(Action.BRING_UP, me, target)
-                if not whom.hand:
-                    raise RefusedError(ErrorCode.NO_HAND)
-                if self._stage_full():
-                    raise RefusedError(ErrorCode.STAGE_FULL)
-                effects = self._set_role(whom, Role.SPEAKER, now_ns)
-            case frames.TakeDown(member=target):
-                whom = self._target(Action.TAKE_DOWN, me, target)
-                effects = self._set_role(whom, Role.LISTENER, now_ns)
-            case frames.Appoint(member=target):
-                whom = self._target(Action.APPOINT, me, target)
-                effects = self._set_role(whom, Role.CO_HOST, now_ns)
-            case frames.Dismiss(member=target):
-                whom = self._target(Action.DISMISS, me, target)
-                effects = self._set_role(whom, Role.SPEAKER, now_ns)
-            case frames.Mute(member=target):
-                whom = self._target(Action.MUTE, me, target)
-                effects = self._set_muted(whom, True, now_ns)
-            case frames.Unmute():
-                whom = self._target(Action.UNMUTE, me, UNSET)
-                effects = self._set_muted(whom, False, now_ns)
-            case _:
+    def handle(
+        self, member: int, asker: Asker, request: frames.Request, now: Moment
+    ) -> list[Effect]:
+        """-> effects, with exactly one Answer.  Raises RefusedError, and then nothing changed.
+        asker: as all policy gets it; what they may do here, the member says."""
+        self._check_open()
+        me = self._members[member]
+        reply = self._look(me, request)
+        if reply is None:
+            action = ACTIONS.get(type(request))
+            if action is None:
                 raise RefusedError(ErrorCode.UNKNOWN_TYPE)
-        effects.append(Tell(whom.id, frames.You(you=whom.view())))
-        return effects
+            target = getattr(request, "member", UNSET)
+            whom = me if target is UNSET else self._member(target)
+            if isinstance(request, frames.DeleteLine):
+                self._permit_line(me, request.line)
+            else:
+                self._permit(action, me, whom.role, same=me is whom)
+            reply = self._carry_out(me, whom, request, now) or frames.Ok(re=request.id)
+        return self._done(now, Answer(reply))
 
-    def _target(self, action: Action, me: _Person, target: int | UnsetType) -> _Person:
-        whom = me if target is UNSET else self._people.get(int(target))
-        if whom is None:
+    def _member(self, member: int) -> Person:
+        person = self._members.get(member)
+        if person is None:
             raise RefusedError(ErrorCode.NO_SUCH_MEMBER)
-        self._permit(action, me, whom)
-        return whom
+        return person
 
     @staticmethod
-    def _permit(action: Action, me: _Person, whom: _Person) -> None:
-        if not allowed(action, me.role, whom.role, same=me is whom):
+    def _permit(action: Action, me: Person, whom: Role, *, same: bool) -> None:
+        if not allowed(action, me.role, whom, same=same):
             raise RefusedError(ErrorCode.NOT_ALLOWED)
 
-    def _new_invite(self) -> str:
-        while len(self._invites) >= MAX_INVITES:
-            del self._invites[next(iter(self._invites))]  # the oldest gives way
-        token = new_token(self.entropy)
-        self._invites[token] = Role.SPEAKER
-        return token
+    def _permit_line(self, me: Person, line: int) -> None:
+        """A line is its author's: in the role that they have now, or is kept for them."""
+        author = self._chat.author(line)
+        role = self._stage.role(author)
+        self._permit(Action.DELETE_LINE, me, role, same=me.account == author)
 
-    def _roster_page(self, request_id: int, after: int) -> frames.RosterPage:
-        ids = sorted(i for i in self._people if i > after)
-        page = [self._people[i].view() for i in ids[: frames.MAX_PAGE]]
-        return frames.RosterPage(re=request_id, members=page, more=len(ids) > len(page))
+    def _look(self, me: Person, request: frames.Request) -> frames.Reply | None:
+        """What anybody here may see."""
+        match request:
+            case frames.Roster(after=after):
+                begin = bisect_right(self._ids, after)
+                page = self._ids[begin : begin + ROSTER_PAGE]
+                return frames.RosterPage(
+                    re=request.id,
+                    members=[self.view(member) for member in page],
+                    more=begin + len(page) < len(self._ids),
+                )
+            case frames.CatchUp(after=after):
+                hidden = self._relations.blocks(me.account) if me.account else NOBODY
+                found = self.feed.after(after, hidden)
+                if found is None:
+                    raise RefusedError(ErrorCode.TOO_OLD)
+                updates, state_hash = found
+                return frames.Updates(
+                    re=request.id, first=after + 1, updates=updates, hash=state_hash
+                )
+            case frames.Look():
+                return frames.State(re=request.id, you=me.view(), snapshot=self.snapshot())
+        return None
+
+    def _carry_out(
+        self, me: Person, whom: Person, request: frames.Request, now: Moment
+    ) -> frames.Reply | None:
+        """-> the reply, None for `ok`.  The asker may do it, if the conditions are met."""
+        match request:
+            case frames.Leave():
+                self._leave(me, now)
+            case frames.Close():
+                self._end("the host closed it", now)
+            case frames.Remove():
+                self._remove(whom.who, me.account, now, "a moderator of the space has removed you")
+            case frames.SetVolume(percent=percent):
+                self._set_volume(me, whom, percent)
+            case frames.Configure():
+                self._configure(request)
+            case frames.Chat(text=text):
+                return self._say(me, text, request.id, now)
+            case frames.DeleteLine(line=line):
+                author = self._chat.author(line)
+                self._chat.delete(line)
+                self.feed.purge(line)
+                self.feed.add(frames.LineGoneUpdate(line=line), (author,))
+            case frames.React(emoji=emoji):
+                self._react(me, emoji)
+            case frames.MakeInvite():
+                return self._make_invite(me, request, now)
+            case frames.ListInvites():
+                return self._list_invites(me, request.id, now)
+            case frames.RevokeInvite(invite=token):
+                self._check_grant(me, Role(self._invites.get(token).role))
+                self._changes += self._invites.revoke(token)
+            case frames.InvitePerson():
+                return self._invite_person(me, request, now)
+            case frames.Offer():
+                self._offer(me, whom)
+            case frames.Decline():
+                self._decline(me)
+            case frames.MuteAll():
+                self._mute_all(me)
+            case frames.HandOver():
+                self._hand_over(me, whom)
+            case _:
+                self._on_stage(me, whom, request, now)
+        return None
+
+    def _on_stage(self, me: Person, whom: Person, request: frames.Request, now: Moment) -> None:
+        """The requests that change one member's place or hand, who is told."""
+        match request:
+            case frames.RaiseHand():
+                raised = sum(p.hand > 0 for p in self._listed.values())
+                if not whom.hand and raised >= MAX_HANDS:
+                    raise RefusedError(ErrorCode.HANDS_FULL)
+                self._set_hand(whom, max(now.utc_s, 1))
+            case frames.LowerHand():
+                self._set_hand(whom, 0)
+            case frames.StepUp():
+                self._check_may_step_up(whom)
+                self._stage.check_room(Role.SPEAKER)
+                self._come_up(whom.account, Role.SPEAKER)
+            case frames.BringUp():
+                if not whom.hand:
+                    raise RefusedError(ErrorCode.NO_HAND)
+                self._stage.check_room(Role.SPEAKER)
+                self._come_up(whom.account, Role.SPEAKER, forgiven=True)
+            case frames.Accept():
+                if whom.id not in self._offers:
+                    raise RefusedError(ErrorCode.NOT_OFFERED)
+                self._stage.check_room(Role.SPEAKER)
+                self._come_up(whom.account, Role.SPEAKER, forgiven=True)
+            case frames.TakeDown():
+                self._staged(whom.account, self._stage.drop(whom.account))
+            case frames.Appoint():
+                self._stage.check_co_hosts()
+                self._set_role(whom, Role.CO_HOST)
+            case frames.Dismiss():
+                self._set_role(whom, Role.SPEAKER)
+            case frames.Mute():
+                held = me is not whom and not self.settings.free_unmute
+                self._staged(whom.account, self._stage.mute(whom.account, held=held))
+            case frames.Unmute():
+                if self._stage.places[whom.account].held and not self.settings.free_unmute:
+                    raise RefusedError(ErrorCode.MUTED_BY_MODERATOR)
+                self._staged(whom.account, self._stage.unmute(whom.account))
+            case frames.LetUnmute():
+                self._staged(whom.account, self._stage.let_unmute(whom.account))
+        self._tell_you(whom)
+
+    def _check_may_step_up(self, me: Person) -> None:
+        match self.settings.who_speaks:
+            case WhoSpeaks.INVITED:
+                text = "here only those who are invited speak; raise a hand"
+                raise RefusedError(ErrorCode.NOT_ALLOWED, text)
+            case WhoSpeaks.FOLLOWED:
+                if not self._relations.follows(self.record.host, me.account):
+                    text = "here only those whom the host follows speak unasked; raise a hand"
+                    raise RefusedError(ErrorCode.NOT_ALLOWED, text)
+
+    def _offer(self, me: Person, whom: Person) -> None:
+        if self._relations.has_blocked(me.account, whom.account):
+            raise RefusedError(ErrorCode.BLOCKED)
+        if whom.id not in self._offers and len(self._offers) >= MAX_OFFERS:
+            raise RefusedError(ErrorCode.TOO_MANY)
+        if self._relations.has_blocked(whom.account, me.account):
+            return  # nothing of the asker's reaches them, and the asker does not notice
+        self._offers[whom.id] = me.id
+        self._out.append(Tell(whom.id, frames.Offered(by=me.id)))
+
+    def _decline(self, me: Person) -> None:
+        by = self._offers.pop(me.id, None)
+        if by is None:
+            raise RefusedError(ErrorCode.NOT_OFFERED)
+        if by in self._members:
+            self._out.append(Tell(by, frames.Declined(member=me.id)))
+
+    def _mute_all(self, me: Person) -> None:
+        """Also those whose place is kept: they come back muted."""
+        held = not self.settings.free_unmute
+        for account in self._stage.places:
+            role = self._stage.role(account)
+            if account != me.account and allowed(Action.MUTE, me.role, role, same=False):
+                self._staged(account, self._stage.mute(account, held=held))
+                if account in self._by_who:
+                    self._tell_you(self._by_who[account])
+
+    def _hand_over(self, me: Person, whom: Person) -> None:
+        self._make_host(whom)
+        self._set_role(me, Role.SPEAKER if self._stage.co_hosts_full() else Role.CO_HOST)
+        self._tell_you(whom)
+        self._tell_you(me)
+
+    def _set_volume(self, me: Person, whom: Person, percent: int) -> None:
+        before = self._gain(me, whom)
+        self._volumes.set(me.who, whom.who, percent)
+        gain = self._gain(me, whom)
+        if gain != before:
+            self._out.append(GainSet(me.id, whom.id, gain))
+
+    def _configure(self, request: frames.Configure) -> None:
+        title = self.record.title
+        if isinstance(request.title, str):
+            title = cleaned(request.title, frames.MAX_TITLE_CHARS)
+        given = {name: getattr(request, name) for name in Settings.__struct_fields__}
+        changes = {name: value for name, value in given.items() if value is not UNSET}
+        settings = msgspec.structs.replace(self.settings, **changes)
+        if (title, settings) == (self.record.title, self.settings):
+            return
+        self.settings = settings
+        self.record = msgspec.structs.replace(
+            self.record, title=title, settings=msgspec.msgpack.encode(settings)
+        )
+        self._changes.append(Put(self.record))
+        self.feed.add(frames.SettingsUpdate(title=title, settings=settings))
+
+    # -- requests: chat and reactions ----------------------------------------------------------
+
+    def _say(self, me: Person, text: str, request_id: int, now: Moment) -> frames.Said:
+        if not self.settings.chat:
+            raise RefusedError(ErrorCode.CHAT_OFF)
+        text = cleaned(text, frames.MAX_CHAT_CHARS)
+        if len(text.encode()) > frames.MAX_CHAT_BYTES:
+            raise RefusedError(ErrorCode.BAD_TEXT, "this line is too long; say it in two")
+        if me.role not in (Role.HOST, Role.CO_HOST):
+            self._chat.check_pace(me.account, self.settings.slow_s, now.ns)
+        line = self._chat.add(me.account, now.ns)
+        update = frames.ChatUpdate(
+            line=line, member=me.id, name=me.name, handle=me.handle, text=text
+        )
+        self.feed.add(update, (me.account,))
+        return frames.Said(re=request_id, line=line)
+
+    def _react(self, me: Person, emoji: str) -> None:
+        if emoji not in self._rules.reactions:
+            raise RefusedError(ErrorCode.BAD_REACTION)
+        self._reactions.add(emoji)
+        if me.place is not None:
+            self._reactions.show(emoji, me.id, me.account)
+
+    # -- requests: invites ---------------------------------------------------------------------
+
+    @staticmethod
+    def _check_grant(me: Person, role: Role) -> None:
+        """Nobody gives away, or takes back, a role that only others may give."""
+        grants = {Role.LISTENER, Role.SPEAKER} | ({Role.CO_HOST} if me.role is Role.HOST else set())
+        if role not in grants:
+            text = f"you cannot invite anybody as {role.value.replace('_', '-')}"
+            raise RefusedError(ErrorCode.NOT_ALLOWED, text)
+
+    def _make_invite(self, me: Person, request: frames.MakeInvite, now: Moment) -> frames.Invited:
+        self._check_grant(me, request.role)
+        invite, changes = self._invites.make(
+            me.account,
+            request.role,
+            now,
+            lifetime_s=request.lifetime_s,
+            max_uses=request.max_uses,
+        )
+        self._changes += changes
+        return frames.Invited(re=request.id, invite=invite.token)
+
+    def _list_invites(self, me: Person, request_id: int, now: Moment) -> frames.Invites:
+        """Those that the asker could have made: a co-host does not get at co-hosts' tokens."""
+        shown = [
+            i for i in self._invites.live(now) if i.role != Role.CO_HOST or me.role is Role.HOST
+        ]
+        return frames.Invites(
+            re=request_id,
+            invites=[
+                frames.InviteInfo(
+                    invite=invite.token,
+                    issuer=self._handle(invite.issuer),
+                    role=Role(invite.role),
+                    person=self._handle(invite.person),
+                    until=invite.until_s,
+                    uses=invite.uses,
+                    max_uses=invite.max_uses,
+                )
+                for invite in shown
+            ],
+        )
+
+    def _handle(self, account: int) -> str:
+        return self._relations.account(account).handle if account else ""
+
+    def _invite_person(
+        self, me: Person, request: frames.InvitePerson, now: Moment
+    ) -> frames.Invited:
+        self._check_grant(me, request.role)
+        text = request.text
+        if text:
+            text = cleaned(text, frames.MAX_MESSAGE_CHARS, lines=True)
+        person = self._relations.find(request.person).id
+        if person == me.account:
+            raise RefusedError(ErrorCode.ONESELF)
+        if self._relations.has_blocked(me.account, person):
+            raise RefusedError(ErrorCode.BLOCKED, "you have blocked this person")
+        if person in self._removed:
+            raise RefusedError(ErrorCode.REMOVED, "this person was removed from the space")
+        invite, changes = self._invites.make(
+            me.account, request.role, now, person=person, max_uses=1
+        )
+        self._changes += changes
+        self._out.append(Invited(person, invite, text))
+        return frames.Invited(re=request.id, invite=invite.token)
+
+    def reported(self, member: int, target: int) -> Who:
+        """Whom a member reports.  Raises RefusedError."""
+        me, whom = self._members[member], self._member(target)
+        self._permit(Action.REPORT, me, whom.role, same=me is whom)
+        return whom.who

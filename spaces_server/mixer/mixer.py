@@ -65,6 +65,15 @@ class SpaceMix:
         self._active: tuple[int, ...] = ()
         self._planes = np.zeros((0, FRAME_SAMPLES), np.float32)
 
+    def add_member(self, member: int, row: int) -> None:
+        self.plan.add_member(member, row)
+
+    def remove_member(self, member: int) -> None:
+        """Their source is removed before, and may still be fading out."""
+        self.plan.remove_member(member)
+        if member not in self.sources:
+            self.plan.forget_source(member)
+
     def add_source(self, member: int, seat: int) -> None:
         source = self.sources.get(member)
         if source is not None:  # muted and unmuted before the fade was over
@@ -85,7 +94,7 @@ class SpaceMix:
 
     def _forget(self, member: int) -> None:
         del self.sources[member]
-        self.plan.set_gain(member, member, 1.0)
+        self.plan.forget_source(member)
 
     def receive(self, member: int, audio: UplinkAudio, now_ns: int) -> bool:
         """-> False if this member has no source (is not on stage, or is muted)."""

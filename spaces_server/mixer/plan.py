@@ -90,6 +90,14 @@ class Plan:
             gains[source] = gain
         self.changed = True
 
+    def forget_source(self, source: int) -> None:
+        """It sounds no more; if it was of a member who has left, nobody needs a gain for it."""
+        if source in self._row_of:
+            self.set_gain(source, source, 1.0)
+            return
+        for hearer in [h for h, gains in self._gains.items() if source in gains]:
+            self.set_gain(hearer, source, 1.0)
+
     # -- rebuilding -----------------------------------------------------------------------------
 
     def rebuild(self, active: Sequence[int], now_ns: int) -> None:

@@ -28,13 +28,11 @@ from spaces_server.net.mmsg import (
     AVAILABLE,
     DATAGRAM_BYTES,
     FULL,
-    RECEIVE_ROWS,
     Receiver,
     Sender,
 )
 
 SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
-RECEIVE_CALLS = 16  # recvmmsg calls a wake-up: 1,024 datagrams, then the ticks get their turn
 
 _SOCKADDR_IN = struct.Struct("=H2s4s20x")  # family, port, address; 16 bytes and our padding
 _SOCKADDR_IN6 = struct.Struct("=H2sI16sI")  # family, port, flow label, address, scope
@@ -111,6 +109,15 @@ def pack_address(host: str, port: int, family: int = socket.AF_INET6) -> bytes:
     if not packed.startswith(_V4_MAPPED):
         raise ValueError(f"{host!r} is an IPv6 address and the socket is IPv4")
     return _SOCKADDR_IN.pack(family, port_bytes, packed[12:])
+
+
+def host_of(address: bytes) -> bytes:
+    """What of a packed address limits go by: an IPv4 address, or the /64 of an IPv6 one, which is
+    what one household has."""
+    if _FAMILY.unpack_from(address)[0] == socket.AF_INET:
+        return address[4:8]
+    packed = address[8:24]
+    return packed[12:] if packed.startswith(_V4_MAPPED) else packed[:8]
 
 
 def unpack_address(address: bytes) -> tuple[str, int]:
@@ -318,21 +325,17 @@ class MmsgTransport(_SocketTransport):
         return self._sender.send_batch(arena, lengths, addresses)
 
     def _on_readable(self) -> None:
-        for _ in range(RECEIVE_CALLS):
-            if self._closed:  # by the receiver
-                return
-            try:
-                batch, oversized = self._receiver.receive()
-            except BlockingIOError:
-                return
-            except OSError:  # an ICMP error handed to the next call: the socket lives on
-                self.stats.receive_errors += 1
-                continue
-            self.stats.receive_oversized += oversized
-            if batch:
-                self._deliver(batch)
-            if len(batch) + oversized < RECEIVE_ROWS:
-                return
+        """One call; if there is more, the loop comes back, and the ticks have had their turn."""
+        try:
+            batch, oversized = self._receiver.receive()
+        except BlockingIOError:
+            return
+        except OSError:  # an ICMP error handed to the next call: the socket lives on
+            self.stats.receive_errors += 1
+            return
+        self.stats.receive_oversized += oversized
+        if batch:
+            self._deliver(batch)
 
 
 class PortableTransport(_SocketTransport, asyncio.DatagramProtocol):

@@ -43,11 +43,13 @@ class Command:
             self._open -= 1
             self._said.notify_all()
 
-    def line(self, wanted: str, count: int = 1) -> str:
-        """Waits for (the count-th of) the lines, of either stream, that hold this text."""
+    def line(self, wanted: str, count: int = 1, *, printed: bool = False) -> str:
+        """Waits for (the count-th of) the lines, of either stream, that hold this text; printed:
+        of standard output only."""
 
         def found() -> list[str]:
-            return [line for line in [*self.out, *self.err] if wanted in line]
+            lines = self.out if printed else [*self.out, *self.err]
+            return [line for line in lines if wanted in line]
 
         with self._said:
             self._said.wait_for(lambda: len(found()) >= count or not self._open, PATIENCE_S)
@@ -82,10 +84,12 @@ class Command:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, error: object, *_more: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.end()
+        if error is not None:  # what pytest shows of a test that has failed
+            print("", *self.out, *self.err, sep="\n")
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
@@ -99,7 +103,7 @@ class ServerCommand(Command):
             "spaces_server", "run", "--host", "127.0.0.1", "--port", 0,
             "--data", folder / "data", *arguments,
         )  # fmt: skip
-        self.link = self.line("spaces://")
+        self.link = self.line("spaces://", printed=True)
 
 
 def running_with(text: str) -> list[int]:

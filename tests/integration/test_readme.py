@@ -8,7 +8,7 @@ import pytest
 
 from spaces_client.live import host
 from spaces_client.wav import read_blocks
-from tests.integration.test_live import running_server
+from tests.integration.test_live import ADA, registered, running_server
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -23,7 +23,9 @@ async def test_the_example_of_the_library(
     names: dict[str, Any] = {}
     exec(found[1], names)
     monkeypatch.chdir(tmp_path)
-    async with running_server() as (_, link), host(link, title="Morning", name="Ada") as ada:
-        await names["listen"](str(ada.link), seconds=0.5)
+    async with running_server(tmp_path) as (_, link):
+        await registered(link, ada=ADA)
+        async with host(link, title="Morning", key=ADA) as ada:
+            await names["listen"](str(ada.link), seconds=0.5)
     assert "Morning: ['Ada'] on stage" in capsys.readouterr().out
     assert 15 <= len(list(read_blocks(tmp_path / "heard.wav"))) <= 60

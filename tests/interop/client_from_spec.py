@@ -3,18 +3,22 @@
 It shares no code with the product: what it cannot do from the document alone, the document lacks.
 Section numbers in comments are those of SPEC.md. No I/O: datagrams and the time go in
 (`receive`, `request`, `speak`), datagrams come out of `poll`; `deadline_ns` says when to poll next.
-Opus packets are opaque bytes but for their duration (RFC 6716, section 3.1).
+A `Client` is one session, a `Visitor` as many as it takes. What needs several requests in a row is
+a `Conversation`. Opus packets are opaque bytes but for their duration (RFC 6716, section 3.1).
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
+import unicodedata
 from base64 import urlsafe_b64decode
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgpack
@@ -26,6 +30,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 Entropy = Callable[[int], bytes]
 Frame = dict[str, Any]
+T = TypeVar("T")
 
 MS = 1_000_000
 NEVER_NS = 1 << 62
@@ -33,8 +38,10 @@ NEVER_NS = 1 << 62
 HELLO, WELCOME, COOKIE, REFUSED, CONTROL, AUDIO, FEED = 1, 2, 3, 4, 0x10, 0x11, 0x12
 PAD, DATA, ACK, PING, PONG, CLOSE = range(6)
 FIRST, LAST = 1, 2  # the same bits for segments (8.1) and audio packets (12.3)
-LEAVING, SHUTDOWN, PROTOCOL, TOO_SLOW, TIMEOUT, REPLACED, UNREACHABLE = range(7)
+LEAVING, SHUTDOWN, PROTOCOL, TOO_SLOW, TIMEOUT, REPLACED, UNREACHABLE, EXPELLED = range(8)
+FULL = 3  # of REFUSED (4.4)
 ON_STAGE = ("host", "co_host", "speaker")
+ROLES = (*ON_STAGE, "listener", "guest")
 
 VERSION = 1
 MAX_DATAGRAM_BYTES = 1_200
@@ -367,6 +374,8 @@ class ReliableSender:
             self._next_new = (self._next_new + 1) % 2**32
 
     def _due(self) -> Segment | None:
+        if not self._queue:
+            return None
         out = [segment for segment in self._queue if segment.sends]
         in_transit = sum(1 for s in out if not s.acknowledged and not s.lost)
         if in_transit >= self._congestion_segments:
@@ -526,7 +535,54 @@ class ReliableReceiver:
         return chunk(ACK, body + b"".join(_u(o, 2) + _u(n, 2) for o, n in ranges[:16]))
 
 
+# --- Texts (9.12) ---------------------------------------------------------------------------------
+
+_UNSEEN = frozenset(
+    map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x180E), 0x180F, 0x3164))
+) | {"\uffa0"}
+_JOINED = ("So", "Sm", "Sk", "Mn", "Mc", "Lo")
+
+
+def _amiss(text: str, lines: bool) -> list[bool]:
+    """Of each character, whether it may not be shown."""
+    kinds = [unicodedata.category(character) for character in text]
+    found = []
+    marks = 0
+    for i, (character, kind) in enumerate(zip(text, kinds, strict=True)):
+        marks = marks + 1 if kind in ("Mn", "Mc", "Me") else 0
+        if character in "\u200c\u200d":
+            around = (kinds[i - 1 : i] or [""]) + (kinds[i + 1 : i + 2] or [""])
+            found.append(not all(kind in _JOINED for kind in around))
+        elif character == "\n" and lines:
+            found.append(False)
+        else:
+            bad = kind in ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp") or character in _UNSEEN
+            found.append(bad or marks > 4)
+    return found
+
+
+def shown(text: str, *, lines: bool = False) -> str:
+    """A text from elsewhere, as it may be shown."""
+    amiss = _amiss(text, lines)
+    return "".join("\ufffd" if bad else c for c, bad in zip(text, amiss, strict=True))
+
+
+def as_kept(text: str, most_chars: int, *, lines: bool = False) -> str | None:
+    """What a server makes of a text; None if it refuses it with `bad_text`."""
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n") if lines else text).strip()
+    visible = any(
+        not character.isspace()
+        and character != "\u2800"
+        and unicodedata.category(character) not in ("Mn", "Mc", "Me")
+        for character in text
+    )
+    return text if visible and len(text) <= most_chars and not any(_amiss(text, lines)) else None
+
+
 # --- Frames (9) -----------------------------------------------------------------------------------
+
+MAX_FRAME_BYTES = 65_536
+MAX_PART_BYTES = 16_384
 
 Check = Callable[[Any], bool]
 
@@ -543,27 +599,39 @@ def _is_bool(value: Any) -> bool:
     return type(value) is bool
 
 
-def _text(most_chars: int) -> Check:
-    return lambda value: type(value) is str and 1 <= len(value) <= most_chars
+def _text(least_chars: int, most_chars: int) -> Check:
+    return lambda value: type(value) is str and least_chars <= len(value) <= most_chars
 
 
-def _token(most_chars: int) -> Check:
-    form = re.compile(f"[A-Za-z0-9_-]{{1,{most_chars}}}")
+def _binary(least_bytes: int, most_bytes: int) -> Check:
+    return lambda value: type(value) is bytes and least_bytes <= len(value) <= most_bytes
+
+
+def _token(least_chars: int, most_chars: int) -> Check:
+    form = re.compile(f"[A-Za-z0-9_-]{{{least_chars},{most_chars}}}")
     return lambda value: type(value) is str and form.fullmatch(value) is not None
+
+
+def _one_of(*values: str) -> Check:
+    return lambda value: type(value) is str and value in values
+
+
+def _emoji(value: Any) -> bool:
+    return type(value) is str and 1 <= len(value) <= 16 and len(value.encode()) <= 24
 
 
 def _array(entry: Check) -> Check:
     return lambda value: type(value) is list and all(map(entry, value))
 
 
-def _map(fields: Mapping[str, Check]) -> Check:
-    """A map with these keys; one whose name ends in `?` is optional. Other keys are ignored."""
+def _map(**fields: Check) -> Check:
+    """A map with these keys; one whose name ends in `_` is optional. Other keys are ignored."""
 
     def check(value: Any) -> bool:
         if type(value) is not dict:
             return False
         for name, fits in fields.items():
-            key = name.removesuffix("?")
+            key = name.removesuffix("_")
             if key in value:
                 if not fits(value[key]):
                     return False
@@ -574,43 +642,180 @@ def _map(fields: Mapping[str, Check]) -> Check:
     return check
 
 
-_IS_MAP = _map({})
+def _counts(value: Any) -> bool:
+    return type(value) is dict and all(map(_is_u32, value.values()))
+
+
+_IS_MAP = _map()
+_HANDLE, _HANDLE_OR_NONE = _text(1, 30), _text(0, 30)
+_SPACE, _SPACE_OR_NONE = _token(1, 32), _token(0, 32)
+_TOKEN, _TOKEN_OR_NONE = _token(1, 64), _token(0, 64)
+_NAME, _TITLE = _text(1, 40), _text(1, 100)
+_ROLE, _VISIBILITY = _one_of(*ROLES), _one_of("public", "followers", "link")
+_OUTCOME = _one_of("dismiss", "warn", "remove", "ban")
+_CATEGORY = _one_of(
+    *("harassment", "hate", "violence", "sexual", "self_harm", "spam", "impersonation", "illegal"),
+    "other",
+)
+
 _MEMBER = _map(
-    {
-        "id": _is_u32,
-        "name": _text(40),
-        "role?": lambda role: role in (*ON_STAGE, "listener"),
-        "seat?": lambda seat: _is_u32(seat) and seat < 256,
-        "muted?": _is_bool,
-        "hand?": _is_bool,
-    }
+    id=_is_u32,
+    name=_NAME,
+    handle_=_HANDLE_OR_NONE,
+    role_=_ROLE,
+    seat_=lambda seat: _is_u32(seat) and seat < 256,
+    muted_=_is_bool,
+    held_=_is_bool,
+    hand_=_is_u32,
+)
+_SETTINGS = _map(
+    visibility_=_VISIBILITY,
+    who_speaks_=_one_of("everyone", "followed", "invited"),
+    free_unmute_=_is_bool,
+    chat_=_is_bool,
+    slow_s_=_is_u32,
 )
 _SNAPSHOT = _map(
-    {"number": _is_u32, "title": _text(100), "members": _array(_MEMBER), "listeners": _is_u32}
+    number=_is_u32,
+    title=_TITLE,
+    settings=_SETTINGS,
+    members=_array(_MEMBER),
+    listeners=_is_u32,
 )
-_BATCH = _map({"space": _token(32), "first": _is_u32, "updates": _array(_IS_MAP)})
-_UPDATES = {
-    "member": _map({"member": _MEMBER}),
-    "gone": _map({"id": _is_u32}),
-    "listeners": _map({"count": _is_u32}),
+_ACCOUNT = _map(
+    handle=_HANDLE,
+    name=_NAME,
+    role_=_one_of("owner", "moderator", "person"),
+    access_=_is_bool,
+    banned_=_is_bool,
+    invited_by_=_HANDLE_OR_NONE,
+    since_=_is_u32,
+)
+_PERSON = _map(
+    handle=_HANDLE, name=_NAME, following_=_is_bool, follows_you_=_is_bool, blocked_=_is_bool
+)
+_DEVICE = _map(id=_is_u32, label=_NAME, added=_is_u32, this_=_is_bool)
+_WAITING = _map(handle=_HANDLE, name=_NAME, asked=_is_u32, note=_text(0, 500))
+_SPACE_INFO = _map(
+    id=_SPACE,
+    title=_TITLE,
+    host=_HANDLE,
+    host_name=_NAME,
+    state=_one_of("scheduled", "live", "ended"),
+    visibility_=_VISIBILITY,
+    starts_=_is_u32,
+    listeners_=_is_u32,
+    stage_=_is_u32,
+    followed_=_is_bool,
+    reminder_=_is_bool,
+)
+_INVITE_INFO = _map(
+    invite=_TOKEN,
+    issuer=_HANDLE,
+    role=_ROLE,
+    person_=_HANDLE_OR_NONE,
+    until_=_is_u32,
+    uses_=_is_u32,
+    max_uses_=_is_u32,
+)
+_MESSAGE_INFO = _map(
+    id=_is_u32,
+    sender=_HANDLE,
+    recipient=_HANDLE,
+    at=_is_u32,
+    text_=_text(0, 1_000),
+    space_=_SPACE_OR_NONE,
+    invite_=_TOKEN_OR_NONE,
+)
+_POST_INFO = _map(
+    id=_is_u32,
+    author=_HANDLE,
+    name=_NAME,
+    at=_is_u32,
+    text_=_text(0, 280),
+    space_=_SPACE_OR_NONE,
+    note_ms_=_is_u32,
+)
+_REPORT_INFO = _map(
+    id=_is_u32,
+    reporter=_HANDLE,
+    at=_is_u32,
+    category=_CATEGORY,
+    note_=_text(0, 500),
+    person_=_HANDLE_OR_NONE,
+    guest_=_is_bool,
+    space_=_SPACE_OR_NONE,
+    evidence_s_=_is_u32,
+    evidence_until_=_is_u32,
+    outcome_=_OUTCOME,
+    moderator_=_HANDLE_OR_NONE,
+)
+_BATCH = _map(space=_SPACE, first=_is_u32, updates=_array(_IS_MAP), hash=_is_u32)
+
+UPDATES = {
+    "member": _map(member=_MEMBER),
+    "gone": _map(id=_is_u32),
+    "listeners": _map(count=_is_u32),
+    "settings": _map(title=_TITLE, settings=_SETTINGS),
+    "chat": _map(line=_is_u32, member=_is_u32, name=_NAME, handle=_HANDLE, text=_text(1, 280)),
+    "line_gone": _map(line=_is_u32),
+    "reactions": _map(counts=_counts, stage=_array(_map(member=_is_u32, emoji=_emoji))),
 }
-_FRAMES = {
-    "ok": _map({"re": _is_u32}),
-    "error": _map({"re": _is_u32, "code": _is_str, "text": _is_str}),
-    "joined": _map({"re": _is_u32, "space": _token(32), "you": _MEMBER, "snapshot": _SNAPSHOT}),
-    "invited": _map({"re": _is_u32, "invite": _token(64)}),
-    "roster_page": _map({"re": _is_u32, "members": _array(_MEMBER), "more": _is_bool}),
-    "updates": _map({"re": _is_u32, "first": _is_u32, "updates": _array(_IS_MAP)}),
-    "state": _map({"re": _is_u32, "you": _MEMBER, "snapshot": _SNAPSHOT}),
-    "you": _map({"you": _MEMBER}),
-    "ended": _map({"text": _is_str}),
+REPLIES = {
+    "ok": _map(),
+    "error": _map(code=_is_str, text=_is_str, retry_ms_=_is_u32),
+    "joined": _map(
+        space=_SPACE, you=_MEMBER, snapshot=_SNAPSHOT, reactions=_array(_emoji), evidence_=_is_bool
+    ),
+    "roster_page": _map(members=_array(_MEMBER), more=_is_bool),
+    "updates": _map(first=_is_u32, updates=_array(_IS_MAP), hash=_is_u32),
+    "state": _map(you=_MEMBER, snapshot=_SNAPSHOT),
+    "said": _map(line=_is_u32),
+    "account": _map(account=_ACCOUNT, server=_one_of("open", "limited")),
+    "device_code": _map(code=_TOKEN, until=_is_u32),
+    "devices": _map(devices=_array(_DEVICE)),
+    "person": _map(person=_PERSON),
+    "people": _map(people=_array(_PERSON), next_=_is_u32),
+    "waiting": _map(waiting=_array(_WAITING), next_=_is_u32),
+    "accounts": _map(accounts=_array(_ACCOUNT), next_=_is_u32),
+    "spaces": _map(spaces=_array(_SPACE_INFO), next_=_is_u32),
+    "space": _map(space=_SPACE_INFO),
+    "invited": _map(invite=_TOKEN),
+    "invites": _map(invites=_array(_INVITE_INFO)),
+    "sent": _map(message=_is_u32),
+    "messages": _map(messages=_array(_MESSAGE_INFO), next_=_is_u32),
+    "posted": _map(post=_is_u32),
+    "posts": _map(posts=_array(_POST_INFO), next_=_is_u32),
+    "note": _map(data=_binary(0, MAX_PART_BYTES), more=_is_bool),
+    "reported": _map(report=_is_u32, evidence_=_is_bool),
+    "reports": _map(reports=_array(_REPORT_INFO), next_=_is_u32),
+    "evidence": _map(
+        sender_key=_binary(32, 32),
+        sealed_key=_binary(0, MAX_PART_BYTES),
+        data=_binary(0, MAX_PART_BYTES),
+        more=_is_bool,
+    ),
+}
+NOTICES = {
+    "you": _map(you=_MEMBER),
+    "offered": _map(by=_is_u32),
+    "declined": _map(member=_is_u32),
+    "blocked_on_stage": _map(member=_is_u32),
+    "removed": _map(text=_is_str),
+    "ended": _map(text=_is_str),
+    "access_granted": _map(notice=_is_u32, by_=_HANDLE_OR_NONE),
+    "message": _map(message=_MESSAGE_INFO),
+    "unread": _map(notice=_is_u32),
+    "started": _map(notice=_is_u32, space=_SPACE, title=_TITLE, host=_HANDLE),
+    "outcome": _map(notice=_is_u32, report=_is_u32, outcome=_OUTCOME, text=_is_str),
+    "warned": _map(notice=_is_u32, text=_is_str),
 }
 
 
 def write_frame(frame: Frame) -> bytes:
     data: bytes = msgpack.packb(frame)
-    if len(data) > 32_768:
-        raise ValueError("a frame has 32,768 bytes at most")
+    if len(data) > MAX_FRAME_BYTES:
+        raise ValueError("a frame has 65,536 bytes at most")
     return data
 
 
@@ -635,9 +840,13 @@ def _unpack(data: bytes) -> Frame | None:
 
 def read_frame(data: bytes) -> Frame | None:
     """A frame from the server, or None for what a client ignores."""
-    frame = _unpack(data) if len(data) <= 32_768 else None
-    fits = _FRAMES.get(str(frame.get("type"))) if frame else None
-    return frame if fits and fits(frame) else None
+    frame = _unpack(data) if len(data) <= MAX_FRAME_BYTES else None
+    if frame is None:
+        return None
+    kind = str(frame.get("type"))
+    if kind in REPLIES:
+        return frame if _is_u32(frame.get("re")) and REPLIES[kind](frame) else None
+    return frame if kind in NOTICES and NOTICES[kind](frame) else None
 
 
 def read_batch(data: bytes) -> Frame | None:
@@ -649,19 +858,43 @@ def read_batch(data: bytes) -> Frame | None:
 class Member:
     id: int
     name: str
+    handle: str = ""
     role: str = "listener"
     seat: int | None = None
     muted: bool = False
-    hand: bool = False
+    held: bool = False
+    hand: int = 0
 
     @classmethod
     def read(cls, value: Frame) -> Member:
-        known = ("id", "name", "role", "seat", "muted", "hand")
+        known = ("id", "name", "handle", "role", "seat", "muted", "held", "hand")
         return cls(**{key: value[key] for key in known if key in value})
 
     @property
     def listed(self) -> bool:
-        return self.role in ON_STAGE or self.hand
+        return self.role in ON_STAGE or self.hand != 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    visibility: str = "public"
+    who_speaks: str = "invited"
+    free_unmute: bool = False
+    chat: bool = True
+    slow_s: int = 0
+
+    @classmethod
+    def read(cls, value: Frame) -> Settings:
+        known = ("visibility", "who_speaks", "free_unmute", "chat", "slow_s")
+        return cls(**{key: value[key] for key in known if key in value})
+
+
+@dataclass(frozen=True)
+class Line:
+    member: int
+    name: str
+    handle: str
+    text: str
 
 
 # --- The view of a space (11) ---------------------------------------------------------------------
@@ -669,39 +902,69 @@ class Member:
 
 @dataclass
 class View:
+    """`joined_by`, `joined_with`: id and fields of the request that brought us here."""
+
     space: str
     you: Member
     number: int = 0
     title: str = ""
+    settings: Settings = field(default_factory=Settings)
     listed: dict[int, Member] = field(default_factory=dict)
     listeners: int = 0
+    lines: dict[int, Line] = field(default_factory=dict)
+    shown_reactions: deque[Frame] = field(default_factory=lambda: deque(maxlen=64))
     newest: int = 0  # the highest number of an update that is known to exist
-    since_ns: int = 0  # when the snapshot came
+    wrong: bool = False  # the state hash was another one
+    joined_by: int = 0
+    joined_with: Frame = field(default_factory=dict)
+    reactions: list[str] = field(default_factory=list)  # that may be shown
+    evidence: bool = False
 
-    def take_snapshot(self, you: Frame, snapshot: Frame, now_ns: int) -> None:
+    MAX_LINES = 1_000
+
+    def take_snapshot(self, you: Frame, snapshot: Frame) -> None:
         self.you = Member.read(you)
-        self.number = self.newest = snapshot["number"]
+        if snapshot["number"] != self.number:
+            self.lines.clear()
+        self.number = snapshot["number"]
+        self.newest = max(self.newest, self.number)
         self.title = snapshot["title"]
+        self.settings = Settings.read(snapshot["settings"])
         self.listed = {m["id"]: Member.read(m) for m in snapshot["members"]}
         self.listeners = snapshot["listeners"]
-        self.since_ns = now_ns
+        self.wrong = False
 
-    def take_batch(self, first: int, updates: list[Frame]) -> None:
+    def take_batch(self, first: int, updates: list[Frame], state_hash: int) -> bool:
+        """Whether anything of it was applied (11.2, steps 2, 3 and 5)."""
         self.newest = max(self.newest, first + len(updates) - 1)
-        if first > self.number + 1:
-            return
-        for update in updates[self.number + 1 - first :]:
+        fresh = updates[self.number + 1 - first :] if first <= self.number + 1 else []
+        for update in fresh:
             self._apply(update)
             self.number += 1
+        if fresh:
+            self.wrong = state_hash != self.state_hash()
+        return bool(fresh)
 
     def _apply(self, update: Frame) -> None:
         kind = str(update.get("type"))
-        if kind not in _UPDATES or not _UPDATES[kind](update):
+        if kind not in UPDATES or not UPDATES[kind](update):
             return
         if kind == "listeners":
             self.listeners = update["count"]
         elif kind == "gone":
             self.listed.pop(update["id"], None)
+        elif kind == "settings":
+            self.title, self.settings = update["title"], Settings.read(update["settings"])
+        elif kind == "chat":
+            self.lines[update["line"]] = Line(
+                update["member"], update["name"], update["handle"], update["text"]
+            )
+            while len(self.lines) > self.MAX_LINES:
+                del self.lines[min(self.lines)]
+        elif kind == "line_gone":
+            self.lines.pop(update["line"], None)
+        elif kind == "reactions":
+            self.shown_reactions.append(update)
         else:
             member = Member.read(update["member"])
             if member.listed:
@@ -714,6 +977,26 @@ class View:
     @property
     def behind(self) -> bool:
         return self.number < self.newest
+
+    def entries(self) -> list[bytes]:
+        """What the state hash is made of (11.3)."""
+        how = self.settings
+        run = (how.visibility, how.who_speaks, how.free_unmute, how.chat, how.slow_s)
+        rows: list[tuple[Any, ...]] = [
+            ("space", self.title, *run),
+            ("listeners", self.listeners),
+            *(
+                ("member", m.id, m.name, m.handle, m.role, m.seat, m.muted, m.held, m.hand)
+                for m in self.listed.values()
+            ),
+        ]
+        return [msgpack.packb(row) for row in rows]
+
+    def state_hash(self) -> int:
+        found = 0
+        for entry in self.entries():
+            found ^= _n(hashlib.sha256(entry).digest()[:4])
+        return found
 
 
 # --- Audio (12) -----------------------------------------------------------------------------------
@@ -848,6 +1131,170 @@ class Playout:
         return Play(conceal=True)
 
 
+# --- Rows of packets: voice notes (14.5), recordings (12.8) ---------------------------------------
+
+
+def write_note(packets: Iterable[bytes]) -> bytes:
+    return b"".join(_u(len(opus), 2) + opus for opus in packets)
+
+
+def _take(data: bytes, at: int, size_bytes: int) -> bytes:
+    if at + size_bytes > len(data):
+        raise ViolationError("the row ends within a packet")
+    return data[at : at + size_bytes]
+
+
+def read_note(data: bytes) -> list[bytes]:
+    packets = []
+    at = 0
+    while at < len(data):
+        size_bytes = _n(_take(data, at, 2))
+        packets.append(_take(data, at + 2, size_bytes))
+        at += 2 + size_bytes
+    return packets
+
+
+def note_ms(packets: Iterable[bytes]) -> int:
+    return sum(map(opus_samples, packets)) // SAMPLES_PER_MS
+
+
+def write_recording(packets: Iterable[tuple[int, bytes]]) -> bytes:
+    return b"".join(_u(at, 4) + _u(len(opus), 2) + opus for at, opus in packets)
+
+
+def read_recording(data: bytes) -> list[tuple[int, bytes]]:
+    packets = []
+    at = 0
+    while at < len(data):
+        timestamp, size_bytes = _n(_take(data, at, 4)), _n(_take(data, at + 4, 2))
+        packets.append((timestamp, _take(data, at + 6, size_bytes)))
+        at += 6 + size_bytes
+    return packets
+
+
+# --- Evidence (12.8): HPKE of RFC 9180, from its primitives ---------------------------------------
+
+
+def _hmac(key: bytes, data: bytes) -> bytes:
+    return hmac.digest(key, data, "sha256")
+
+
+_KEM = b"KEM" + _u(0x0020, 2)
+_SUITE = b"HPKE" + _u(0x0020, 2) + _u(0x0001, 2) + _u(0x0002, 2)
+
+
+def _extract(suite: bytes, salt: bytes, label: str, secret: bytes) -> bytes:
+    """LabeledExtract (RFC 9180, section 4)."""
+    return _hmac(salt or bytes(32), b"HPKE-v1" + suite + label.encode() + secret)
+
+
+def _expand(suite: bytes, prk: bytes, label: str, info: bytes, length_bytes: int) -> bytes:
+    """LabeledExpand (RFC 9180, section 4); 32 bytes at most, so that one round of HMAC will do."""
+    labeled = _u(length_bytes, 2) + b"HPKE-v1" + suite + label.encode() + info
+    return _hmac(prk, labeled + b"\1")[:length_bytes]
+
+
+def _hpke(secret: bytes, enc: bytes, receiver: bytes, info: bytes) -> tuple[AESGCM, bytes]:
+    """Cipher and first nonce (sections 4.1 and 5.1, mode base)."""
+    shared = _expand(
+        _KEM, _extract(_KEM, b"", "eae_prk", secret), "shared_secret", enc + receiver, 32
+    )
+    psk_id_hash = _extract(_SUITE, b"", "psk_id_hash", b"")
+    context = b"\0" + psk_id_hash + _extract(_SUITE, b"", "info_hash", info)
+    prk = _extract(_SUITE, shared, "secret", b"")
+    key = _expand(_SUITE, prk, "key", context, 32)
+    return AESGCM(key), _expand(_SUITE, prk, "base_nonce", context, 12)
+
+
+_EVIDENCE = b"spaces 1 evidence"
+
+
+def open_evidence(data: bytes, sender_key: bytes, sealed_key: bytes, device: bytes) -> bytes:
+    """The recording; InvalidTag or ValueError if it is not sealed for this private key."""
+    cipher, nonce = _hpke(dh(device, sender_key), sender_key, public_key(device), _EVIDENCE)
+    content_key = cipher.decrypt(nonce, sealed_key, b"")
+    return AESGCM(content_key).decrypt(bytes(12), data, None)
+
+
+def seal_evidence(
+    recording: bytes, content_key: bytes, sender: bytes, device_public: bytes
+) -> tuple[bytes, bytes, bytes]:
+    """The server's part: `sender_key`, `sealed_key` and `data`."""
+    enc = public_key(sender)
+    cipher, nonce = _hpke(dh(sender, device_public), enc, device_public, _EVIDENCE)
+    sealed_key = cipher.encrypt(nonce, content_key, b"")
+    return enc, sealed_key, AESGCM(content_key).encrypt(bytes(12), recording, None)
+
+
+# --- What takes several requests in a row ---------------------------------------------------------
+
+Conversation = Generator[tuple[str, Frame], Frame, T]  # asks requests, is sent their replies
+
+
+class RefusedError(Exception):
+    """The reply was this error."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__(frame["text"])
+        self.code: str = frame["code"]
+
+
+def _granted(reply: Frame) -> Frame:
+    if reply["type"] == "error":
+        raise RefusedError(reply)
+    return reply
+
+
+def all_pages(kind: str, of: str, cursor: str = "after", **fields: Any) -> Conversation[list[Any]]:
+    """Everything that comes in pages (9.2), of which the replies have the array `of`."""
+    found: list[Any] = []
+    at = 0
+    while True:
+        page = _granted((yield kind, fields | ({cursor: at} if at else {})))
+        found += page[of]
+        at = page.get("next", 0)
+        if not at:
+            return found
+
+
+def whole_roster() -> Conversation[list[Member]]:
+    """All members (11.2)."""
+    members: list[Member] = []
+    more = True
+    while more:
+        page = _granted((yield "roster", {"after": members[-1].id if members else 0}))
+        members += map(Member.read, page["members"])
+        more = page["more"]
+    return members
+
+
+def post_note(packets: list[bytes], **fields: Any) -> Conversation[int]:
+    """Posts a voice note (14.5); -> the post's number."""
+    note = write_note(packets)
+    for at in range(0, len(note), MAX_PART_BYTES):
+        part = {"first": at == 0, "data": note[at : at + MAX_PART_BYTES]}
+        _granted((yield "note_part", part))
+    number: int = _granted((yield "post", {"note": True, **fields}))["post"]
+    return number
+
+
+def get_note(post: int) -> Conversation[list[bytes]]:
+    data, part, more = b"", 0, True
+    while more:
+        reply = _granted((yield "get_note", {"post": post, "part": part}))
+        data, part, more = data + reply["data"], part + 1, reply["more"]
+    return read_note(data)
+
+
+def get_evidence(report: int, device: bytes) -> Conversation[list[tuple[int, bytes]]]:
+    """The packets of the reported speaker, opened with this device's private key."""
+    data, part, more = b"", 0, True
+    while more:
+        reply = _granted((yield "get_evidence", {"report": report, "part": part}))
+        data, part, more = data + reply["data"], part + 1, reply["more"]
+    return read_recording(open_evidence(data, reply["sender_key"], reply["sealed_key"], device))
+
+
 # --- The client -----------------------------------------------------------------------------------
 
 
@@ -872,20 +1319,33 @@ class Chains:
         )
 
 
+@dataclass
+class Ping:
+    """The PING under way (7.2)."""
+
+    token: bytes
+    sends: int = 0
+    old: bool = False  # from before `joined`: its PONG may speak of another space
+
+
 class Client:
     """One session with one server, from HELLO to CLOSE, and the space that it is in.
 
     `state` is "greeting", "session", "closing" or "over"; then `refused` has the code of a REFUSED,
     or `closed` the code and text of the end. `frames` are the replies and notices as they came,
-    `view` is the space, `playout` what to play.
+    `kept` the kept notices that wait for `seen`, `view` is the space, `playout` what to play.
+    `ignored` counts the frames that were not of their form.
     """
 
     HANDSHAKE_NS = 5_000 * MS
     KEEPALIVE_NS = 5_000 * MS
+    KEEPALIVE_REPEAT_NS = 1_000 * MS
     IDLE_NS = 30_000 * MS
     CLOSE_REPEAT_NS = 200 * MS
     DRAIN_NS = 3_000 * MS
     CATCH_UP_NS = 1_000 * MS
+    LOOK_NS = 1_000 * MS
+    MAX_ATTEMPTS = 15
     PROBES_NS = (50 * MS, 100 * MS, 200 * MS, *(400 * MS,) * 5)
 
     def __init__(
@@ -898,7 +1358,9 @@ class Client:
         self.closed: tuple[int, str] | None = None
         self.server_agent = ""
         self.cookies = 0
-        self.frames: deque[Frame] = deque(maxlen=1_024)
+        self.frames: deque[Frame] = deque(maxlen=4_096)
+        self.ignored = 0
+        self.kept: dict[int, Frame] = {}
         self.view: View | None = None
         self.playout = Playout()
         self._outbox: list[bytes] = []
@@ -910,14 +1372,15 @@ class Client:
 
         self._sender = ReliableSender()
         self._receiver = ReliableReceiver()
-        self._next_id = 1
-        self._asked: dict[int, str] = {}
+        self.next_id = 1
+        self.asked: dict[int, tuple[str, Frame]] = {}  # requests without a reply yet
         self._pongs_owed: deque[bytes] = deque(maxlen=4)
-        self._pings: dict[bytes, int] = {}
-        self._pings_due: list[int] = []  # sizes to which their datagrams are padded
-        self._last_ping_ns = self._heard_ns = now_ns
-        self._catch_up: int | None = None  # the request under way
-        self._catch_up_ns = now_ns - self.CATCH_UP_NS
+        self._ping: Ping | None = None
+        self._ping_bytes: int | None = None  # one is due, in a datagram padded to so many
+        self._last_ping_ns = self._heard_ns = self.since_ns = self.pong_ns = now_ns
+        self._repair: int | None = None  # the `catch_up` or `look` under way
+        self._catch_up_ns = self._look_ns = now_ns  # not before
+        self._look_gap_ns = self.LOOK_NS
         self._probes = 0
         self._probe_ns = NEVER_NS
         self._voice_start = _n(entropy(4))
@@ -929,11 +1392,15 @@ class Client:
 
     def request(self, kind: str, **fields: Any) -> int:
         """Queue a request; returns its `id`, the `re` of the reply to come."""
-        number = self._next_id
-        self._next_id += 1
-        self._asked[number] = kind
+        number = self.next_id
+        self.next_id += 1
+        self.asked[number] = (kind, fields)
         self._sender.send(write_frame({"type": kind, "id": number, **fields}))
         return number
+
+    def say(self, message: bytes) -> None:
+        """Queue any bytes as a message."""
+        self._sender.send(message)
 
     def speak(self, at_samples: int, opus: bytes, *, first: bool, last: bool) -> None:
         """Send a packet whose first sample was captured at `at_samples` of a steady clock."""
@@ -947,7 +1414,7 @@ class Client:
         return (self._voice_start + at_samples) % 2**32
 
     def address_changed(self) -> None:
-        self._pings_due.append(MAX_DATAGRAM_BYTES)
+        self._ping_bytes = MAX_DATAGRAM_BYTES
 
     def close(self, now_ns: int, code: int = LEAVING, text: str = "") -> None:
         if self.state == "greeting":
@@ -990,9 +1457,9 @@ class Client:
             self.server_agent = agent
             self._chains = Chains.make(server_index, to_server, to_client)
             self.state = "session"
-            self._heard_ns = now_ns
+            self._heard_ns = self.since_ns = self.pong_ns = now_ns
             self._sender.sample(now_ns - self._begun_ns)
-            self._pings_due.append(0)
+            self._ping_bytes = 0
 
     # What comes in
 
@@ -1039,7 +1506,9 @@ class Client:
             if kind == DATA:
                 for message in self._receiver.on_data(body, now_ns):
                     frame = read_frame(message)
-                    if frame is not None:
+                    if frame is None:
+                        self.ignored += 1
+                    else:
                         self._on_frame(frame, now_ns)
             elif kind == ACK:
                 self._sender.on_ack(body, now_ns)
@@ -1053,12 +1522,14 @@ class Client:
                 self._on_pong(body[:8], _n(body[8:]), now_ns)
 
     def _on_pong(self, token: bytes, status: int, now_ns: int) -> None:
-        sent_ns = self._pings.pop(token, None)
-        if sent_ns is None:
+        ping = self._ping
+        if ping is None or ping.token != token:
             return
-        self._sender.sample(now_ns - sent_ns)
-        # An answer to a PING from before the snapshot may speak of another space.
-        if self.view is not None and sent_ns >= self.view.since_ns:
+        self._ping = None
+        self.pong_ns = now_ns
+        if ping.sends == 1:
+            self._sender.sample(now_ns - self._last_ping_ns)
+        if self.view is not None and not ping.old:
             self.view.newest = max(self.view.newest, status)
 
     def _media(self, kind: int, text: bytes, now_ns: int) -> None:
@@ -1067,38 +1538,71 @@ class Client:
         if kind == FEED:
             batch = read_batch(text)
             if batch and batch["space"] == self.view.space:
-                self.view.take_batch(batch["first"], batch["updates"])
+                self._take_batch(self.view, batch)
         elif (mix := read_mix(text)) is not None:
             self.playout.put(mix, now_ns)
             self._probes = 0
             self._probe_ns = NEVER_NS if mix.flags & LAST else now_ns + self.PROBES_NS[0]
 
+    def _take_batch(self, view: View, batch: Frame) -> bool:
+        applied = view.take_batch(batch["first"], batch["updates"], batch["hash"])
+        if applied and not view.wrong:
+            self._look_gap_ns = self.LOOK_NS
+        return applied
+
     def _on_frame(self, frame: Frame, now_ns: int) -> None:
         self.frames.append(frame)
         kind = frame["type"]
-        asked = self._asked.pop(frame["re"], "") if "re" in frame else ""
+        asked, fields = self.asked.pop(frame["re"], ("", {})) if "re" in frame else ("", {})
+        if "notice" in frame:
+            self.kept[frame["notice"]] = frame
+        if kind == "ok" and asked == "seen":
+            self.kept.pop(fields["notice"], None)
         if kind == "joined":
-            self.view = View(frame["space"], Member.read(frame["you"]))
-            self._catch_up = None
+            you = Member.read(frame["you"])
+            self.view = View(
+                frame["space"],
+                you,
+                joined_by=frame["re"],
+                joined_with=fields,
+                reactions=frame["reactions"],
+                evidence=frame.get("evidence", False),
+            )
+            self._repair = None
+            self._catch_up_ns = self._look_ns = now_ns
+            self._look_gap_ns = self.LOOK_NS
+            if self._ping is not None:
+                self._ping.old = True
             self.playout.clear()
-        if kind == "you" and self.view is not None:
-            self.view.you = Member.read(frame["you"])
-        if kind == "ended" or (kind == "ok" and asked == "leave"):
+        view = self.view
+        if view is None:
+            return
+        # Replies overtake each other: this may be the `ok` for the space before.
+        left = kind == "ok" and asked == "leave" and frame["re"] > view.joined_by
+        if left or kind in ("ended", "removed"):
             self.view = None
             self._probe_ns = NEVER_NS
             self.playout.clear()
-        if self.view is None:
             return
-        if kind in ("joined", "state"):
-            self.view.take_snapshot(frame["you"], frame["snapshot"], now_ns)
-        if "re" in frame and frame["re"] == self._catch_up:
-            self._catch_up = None
-            if kind == "updates":
-                self.view.take_batch(frame["first"], frame["updates"])
+        if kind == "you":
+            view.you = Member.read(frame["you"])
+        # What was asked for after the next move may be of another space, and does not say so.
+        here = "re" in frame and not self._moving(frame["re"])
+        if kind == "joined" or (kind == "state" and here):
+            view.take_snapshot(frame["you"], frame["snapshot"])
+        if "re" in frame and frame["re"] == self._repair:
+            self._repair = None
+            if kind == "updates" and here and self._take_batch(view, frame):
+                self._catch_up_ns = now_ns
             elif kind == "error" and frame["code"] == "too_old":
-                self._catch_up = self.request("look")
-            elif kind == "error":
-                self.view.newest = self.view.number
+                self._repair = self.request("look")
+            elif kind == "error" and asked == "catch_up":
+                view.newest = view.number
+
+    def _moving(self, before: int) -> bool:
+        """Whether a request to leave or enter a space, older than this one, has no reply yet."""
+        moves = ("leave", "join", "open")
+        return any(number < before and kind in moves for number, (kind, _) in self.asked.items())
 
     # Closing (7.5)
 
@@ -1126,6 +1630,18 @@ class Client:
 
     # What goes out, and when
 
+    def _ping_ns(self) -> int:
+        gap_ns = self.KEEPALIVE_NS if self._ping is None else self.KEEPALIVE_REPEAT_NS
+        return self._last_ping_ns + gap_ns
+
+    def _repair_ns(self) -> int:
+        """When to ask for what is missing, or for all that should be right."""
+        if self.view is None or self._repair is not None or self._moving(self.next_id):
+            return NEVER_NS
+        if self.view.wrong:
+            return self._look_ns
+        return self._catch_up_ns if self.view.behind else NEVER_NS
+
     def deadline_ns(self) -> int:
         """When `poll` has something to do next; it may be past."""
         if self._outbox:
@@ -1136,16 +1652,15 @@ class Client:
             return self._close_due[0]
         if self.state == "over":
             return NEVER_NS
-        if self._pings_due or self._pongs_owed or self._sender.waiting():
+        if self._ping_bytes is not None or self._pongs_owed or self._sender.waiting():
             return 0
-        asks = self.view is not None and self.view.behind and self._catch_up is None
         return min(
             self._heard_ns + self.IDLE_NS,
-            self._last_ping_ns + self.KEEPALIVE_NS,
+            self._ping_ns(),
             self._sender.timer_ns or NEVER_NS,
             self._receiver.ack_due_ns,
             self._probe_ns,
-            self._catch_up_ns + self.CATCH_UP_NS if asks else NEVER_NS,
+            self._repair_ns(),
         )
 
     def poll(self, now_ns: int) -> list[bytes]:
@@ -1172,25 +1687,25 @@ class Client:
         if now_ns >= self._heard_ns + self.IDLE_NS:
             self.state, self.closed = "over", (TIMEOUT, "")
             return
-        if self._sender.attempts >= 10:
+        if self._sender.attempts >= self.MAX_ATTEMPTS:
             self.state, self.closed = "over", (UNREACHABLE, "")
             return
         view = self.view
-        if (
-            view is not None
-            and view.behind
-            and self._catch_up is None
-            and now_ns >= self._catch_up_ns + self.CATCH_UP_NS
-        ):
-            self._catch_up = self.request("catch_up", after=view.number)
-            self._catch_up_ns = now_ns
+        if view is not None and now_ns >= self._repair_ns():
+            if view.wrong:
+                self._repair = self.request("look")
+                self._look_ns = now_ns + self._look_gap_ns
+                self._look_gap_ns *= 2
+            else:
+                self._repair = self.request("catch_up", after=view.number)
+                self._catch_up_ns = now_ns + self.CATCH_UP_NS
         if now_ns >= self._probe_ns:
-            self._pings_due.append(MAX_DATAGRAM_BYTES)
+            self._ping_bytes = MAX_DATAGRAM_BYTES
             self._probes += 1
             more = self._probes < len(self.PROBES_NS)
             self._probe_ns = now_ns + self.PROBES_NS[self._probes] if more else NEVER_NS
-        if now_ns >= self._last_ping_ns + self.KEEPALIVE_NS and not self._pings_due:
-            self._pings_due.append(256)
+        if now_ns >= self._ping_ns() and self._ping_bytes is None:
+            self._ping_bytes = 256
         while (datagram := self._control_datagram(now_ns)) is not None:
             self._outbox.append(datagram)
 
@@ -1198,14 +1713,13 @@ class Client:
         text = b""
         while self._pongs_owed:
             text += chunk(PONG, self._pongs_owed.popleft() + bytes(4))
-        padded_bytes = 0
-        if self._pings_due:
-            padded_bytes = self._pings_due.pop(0)
-            token = self._entropy(8)
-            self._pings[token] = self._last_ping_ns = now_ns
-            while len(self._pings) > 8:
-                del self._pings[next(iter(self._pings))]
-            text += chunk(PING, token)
+        padded_bytes = self._ping_bytes or 0
+        if self._ping_bytes is not None:
+            self._ping_bytes = None
+            self._ping = self._ping or Ping(self._entropy(8))
+            self._ping.sends += 1
+            self._last_ping_ns = now_ns
+            text += chunk(PING, self._ping.token)
         # 73 bytes are kept free for an ACK, which goes along with whatever is sent.
         while data := self._sender.poll(now_ns, MAX_PLAINTEXT_BYTES - 73 - len(text)):
             text += data
@@ -1217,3 +1731,132 @@ class Client:
         if missing >= 3:
             text += chunk(PAD, bytes(missing - 3))
         return self._seal_control(text)
+
+
+# --- Coming back (7.6) ----------------------------------------------------------------------------
+
+
+class Visitor:
+    """A person's whole stay: one session after another, in the space they were in.
+
+    `client` is the session that there is, or was; `over`: it is not to be had again. `out` is the
+    text with which a space did not take us back. `unanswered`: requests of lost sessions of which
+    it is not known whether they were carried out. `kept`: what waits for `seen`.
+    """
+
+    MUTE_NS = 15_000 * MS  # a server that says nothing for so long
+    STOOD_NS = 5_000 * MS
+    FIRST_DELAY_NS, MAX_DELAY_NS = 250 * MS, 5_000 * MS
+    AGAIN_NS = 1_000 * MS
+    BY_INVITE = ("bad_invite", "invite_expired", "invite_used_up", "stage_full", "co_hosts_full")
+
+    def __init__(
+        self, server_public: bytes, identity: bytes, entropy: Entropy, now_ns: int, agent: str = ""
+    ) -> None:
+        self._make = partial(Client, server_public, identity, entropy, agent=agent)
+        self._entropy = entropy
+        self.client = self._make(now_ns=now_ns)
+        self.frames: deque[Frame] = deque(maxlen=4_096)
+        self.kept = self.client.kept
+        self.unanswered: list[tuple[str, Frame]] = []
+        self.sessions = 0
+        self.over = False
+        self.out: str | None = None
+        self._met = False  # whether this client has had its session
+        self._attempt_ns = NEVER_NS
+        self._delay_ns = self.FIRST_DELAY_NS
+        self._place: Frame | None = None  # to be in again
+        self._rejoin = 0  # the request under way
+        self._rejoin_ns = NEVER_NS
+        self._unheard = 0
+
+    def request(self, kind: str, **fields: Any) -> int:
+        return self.client.request(kind, **fields)
+
+    def receive(self, datagram: bytes, now_ns: int) -> None:
+        self._unheard = 0
+        self.client.receive(datagram, now_ns)
+        self._look(now_ns)
+
+    def nothing_listens(self, now_ns: int) -> None:
+        """The operating system says so of the server's port."""
+        self._unheard += 1
+        if self._unheard >= 2 and self.client.state == "session":
+            self._lose(now_ns)
+
+    def close(self, now_ns: int) -> None:
+        self.over = True
+        self._attempt_ns = NEVER_NS
+        self.client.close(now_ns)
+
+    def deadline_ns(self) -> int:
+        client = self.client
+        mute_ns = client.pong_ns + self.MUTE_NS if client.state == "session" else NEVER_NS
+        return min(client.deadline_ns(), self._attempt_ns, self._rejoin_ns, mute_ns)
+
+    def poll(self, now_ns: int) -> list[bytes]:
+        if self.client.state == "session" and now_ns >= self.client.pong_ns + self.MUTE_NS:
+            self._lose(now_ns)
+        if now_ns >= self._attempt_ns:
+            self._attempt_ns = NEVER_NS
+            self._met = False
+            before, self.client = self.client, self._make(now_ns=now_ns)
+            self.client.kept, self.client.next_id = self.kept, before.next_id
+        if now_ns >= self._rejoin_ns and self._place is not None:
+            self._rejoin_ns = NEVER_NS
+            self._rejoin = self.client.request("join", **self._place)
+        sent = self.client.poll(now_ns)
+        self._look(now_ns)
+        return sent
+
+    def _look(self, now_ns: int) -> None:
+        """What has become of the client."""
+        client = self.client
+        if client.state == "session" and not self._met:
+            self._met = True
+            self.sessions += 1
+            if self._place is not None:
+                self._rejoin_ns = now_ns
+        while client.frames:
+            frame = client.frames.popleft()
+            self.frames.append(frame)
+            if self._place is not None and frame.get("re") == self._rejoin:
+                self._on_rejoin(self._place, frame, now_ns)
+        if client.state != "over" or self.over or self._attempt_ns < NEVER_NS:
+            return
+        if client.closed is not None:
+            final = client.closed[0] not in (SHUTDOWN, TOO_SLOW, TIMEOUT, UNREACHABLE)
+        else:
+            final = self.sessions == 0 or client.refused not in (None, FULL)
+        if final:
+            self.over = True
+        else:
+            self._lose(now_ns)
+
+    def _lose(self, now_ns: int) -> None:
+        client = self.client
+        self.unanswered += client.asked.values()
+        view = client.view
+        if view is not None:
+            self._place = {"space": view.space, "despite_blocked": True} | {
+                key: view.joined_with[key] for key in ("invite", "name") if key in view.joined_with
+            }
+        self._rejoin, self._rejoin_ns = 0, NEVER_NS
+        if self._met and now_ns >= client.since_ns + self.STOOD_NS:
+            self._delay_ns = self.FIRST_DELAY_NS
+        shortened = self._delay_ns * _n(self._entropy(2)) // 2**17
+        self._attempt_ns = now_ns + self._delay_ns - shortened
+        self._delay_ns = min(2 * self._delay_ns, self.MAX_DELAY_NS)
+        client.state = "over"
+
+    def _on_rejoin(self, place: Frame, frame: Frame, now_ns: int) -> None:
+        self._rejoin = 0
+        if frame["type"] == "joined":
+            self._place = None
+        elif frame["code"] in ("rate_limited", "unavailable"):
+            self._rejoin_ns = now_ns + max(frame.get("retry_ms", 0) * MS, self.AGAIN_NS)
+        elif frame["code"] in self.BY_INVITE and "invite" in place:
+            del place["invite"]
+            self._rejoin_ns = now_ns
+        else:
+            self._place, self.out = None, frame["text"]

@@ -65,12 +65,12 @@ def _take(source: Path) -> float:
             host = subprocess.Popen(
                 [sys.executable, "-m", "spaces_client", "host", link, "--input", str(source),
                  "--loop", "--output", str(folder / "host.wav"), "--seconds", "60",
-                 "--identity", str(folder / "host.key")],
+                 "--handle", "host", "--identity", str(folder / "host.key")],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **common,
             )  # fmt: skip
             assert host.stdout is not None
-            found = re.search(r"'(spaces://.*)'", host.stdout.readline())
-            assert found is not None
+            lines = (re.search(r"'(spaces://.*)'", line) for line in host.stdout)
+            found = next(found for found in lines if found is not None)
             subprocess.run(
                 [sys.executable, "-m", "spaces_client", "join", found[1], "--output",
                  str(folder / "heard.wav"), "--seconds", "14", "--listen-only",

@@ -1,6 +1,6 @@
 """What must hold in every world, whatever happens in it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import numpy as np
@@ -14,6 +14,8 @@ from tests.sim.world import SERVER, Person, World, second_of
 WINDOW = 24_000  # samples: two syllables, so that every window holds the same energy
 BAND_HZ = 12.0
 _HANN = np.hanning(WINDOW)
+
+Recipe = frozenset[tuple[int, float]]  # what somebody hears: members, and how loud
 
 
 def tones_heard(
@@ -52,14 +54,19 @@ def hears_exactly(
     *,
     level: tuple[float, float] = (0.7, 1.4),  # what a voice codec does to tones
     silence: float = 0.02,
+    gain: Callable[[Person, Person], float] = lambda hearer, source: 1.0,
 ) -> None:
-    """The person hears those who talk, each within the bounds of `level`, and not themselves or
-    anybody else: nothing of them above `silence`.  (Concealed losses cost level, and smear.)"""
-    expected = {p.tone_hz for p in talking if p is not person}
+    """The person hears those who talk, each within the bounds of `level` times `gain`, and not
+    themselves or anybody else: nothing of them above `silence`.  (Concealed losses cost level, and
+    smear.)"""
+    expected = {p.tone_hz: gain(person, p) for p in talking if p is not person}
     tones = {p.tone_hz for p in everyone if p.tone_hz}
     for tone, heard in tones_heard(person, from_ns, to_ns, tones).items():
-        if tone in expected:
-            assert level[0] < heard < level[1], f"{person.name} hears {tone} Hz at {heard:.2f}"
+        loud = expected.get(tone, 0.0)
+        if loud > 0:
+            assert level[0] < heard / loud < level[1], (
+                f"{person.name} hears {tone} Hz at {heard:.2f} instead of {loud:.1f}"
+            )
         else:
             assert heard < silence, f"{person.name} hears {tone} Hz at {heard:.2f}, and should not"
 
@@ -82,6 +89,13 @@ class NoncesNeverRepeat:
         assert len(data) <= 1_200
 
 
+def gain_of(world: World, room: str, hearer: int, source: int) -> float:
+    """How loud a member is to hear another, as policy has it: oneself not at all."""
+    space = world.node.spaces[room]
+    people = space._members
+    return 0.0 if hearer == source else space._gain(people[hearer], people[source])
+
+
 class EncodesFollowRecipes:
     """Every tick encodes once for each distinct recipe; beyond that only for classes that wait
     to be joined with another, and never longer than HOLD_NS after the last change."""
@@ -90,23 +104,28 @@ class EncodesFollowRecipes:
         self.ticks_checked = 0
         self.most = 0
         self._before = 0
-        self._recipes: frozenset[tuple[int, ...]] = frozenset()
+        self._recipe_of: dict[tuple[str, int], Recipe] = {}
         self._changed_ns = 0
         world.after_tick.append(self._watch)
 
     def _watch(self, world: World) -> None:
         encodes = world.node.mixer.stats.encodes - self._before
         self._before += encodes
-        recipes: set[tuple[int, ...]] = set()
+        recipe_of: dict[tuple[str, int], Recipe] = {}
         slack = 0
         for room in world.node._rooms.values():
-            sounding = {m for m, s in room.mix.sources.items() if s.sounding}
-            mine = {tuple(sorted(sounding - {member})) for member in room.members}
-            recipes |= {(id(room), *recipe) for recipe in mine if recipe}
-            slack += sum(m.role.on_stage for m in room.space.snapshot().members)
-        if frozenset(recipes) != self._recipes:
-            self._recipes = frozenset(recipes)
+            sounding = [m for m, s in room.mix.sources.items() if s.sounding]
+            if any(m not in room.members for m in sounding):
+                self._changed_ns = world.now_ns
+                return  # who has left is faded out, and is not there to say who hears it
+            for member in room.members:
+                gains = ((m, gain_of(world, room.id, member, m)) for m in sounding)
+                recipe_of[room.id, member] = frozenset(g for g in gains if g[1] > 0)
+            slack += len(room.mix.plan._gains)
+        if recipe_of != self._recipe_of:
+            self._recipe_of = recipe_of
             self._changed_ns = world.now_ns
+        recipes = {(room, recipe) for (room, _), recipe in recipe_of.items() if recipe}
         held = world.now_ns - self._changed_ns <= HOLD_NS + 20 * MS
         most = len(recipes) + (slack if held else 0)
         assert len(recipes) <= encodes <= most, (
@@ -116,22 +135,49 @@ class EncodesFollowRecipes:
         self.most = max(self.most, encodes)
 
 
+class OnlySpeakersAreMixed:
+    """After every tick, audio is taken of exactly those who may speak, whatever is sent; and it
+    goes to exactly those who are in the space."""
+
+    def __init__(self, world: World) -> None:
+        self.refused = 0  # packets
+        world.after_tick.append(self._watch)
+
+    def _watch(self, world: World) -> None:
+        node = world.node
+        assert node._rooms.keys() == node.spaces.keys()
+        for room in node._rooms.values():
+            space = node.spaces[room.id]
+            taken = {member for member, s in room.mix.sources.items() if not s.stopped}
+            assert taken == {m for m in room.members if space.speaks(m)}
+            assert room.members.keys() == space._members.keys() == room.mix.plan._row_of.keys()
+        assert len(node.egress) == sum(len(room.members) for room in node._rooms.values())
+        self.refused = sum(node.dropped.values())
+
+
 def every_request_has_one_answer(world: World) -> None:
     for person in world.people:
         for request_id in person.asked:
             count = person.replies[request_id]
-            assert count == 1, f"{person.name}'s request {request_id} had {count} replies"
+            assert count == 1 or (person.was_lost and not count), (
+                f"{person.name}'s request {request_id} had {count} replies"
+            )
 
 
 def views_agree(world: World) -> None:
-    """Everyone in a space knows what the server knows."""
+    """Everyone in a space knows what the server knows, and nobody else believes to be in it."""
+    inside = [(p.client.view.id, p.me.id) for p in world.people if p.inside]
+    rooms = world.node._rooms.values()
+    assert sorted(inside) == sorted((room.id, m) for room in rooms for m in room.members)
     for person in world.people:
         view = person.client.view
-        if view.me is None:
+        if view.me is None or not person.inside:
             continue
         space = world.node.spaces[view.id]
         snapshot = space.snapshot()
         assert view.number == snapshot.number, f"{person.name} is behind"
         assert view.members == {m.id: m for m in snapshot.members}, f"{person.name}'s stage"
         assert view.listeners == snapshot.listeners, f"{person.name}'s count of listeners"
+        assert (view.title, view.settings) == (snapshot.title, snapshot.settings)
         assert view.me == space.view(view.me.id)
+        assert person.client.repairs == 0, "the state hash was right all the time"

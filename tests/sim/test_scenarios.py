@@ -6,7 +6,7 @@ from protocol import frames
 from protocol.connection import MS
 from protocol.packets import Kind
 from protocol.roles import Role
-from spaces_client.client import Disconnected, Ended, Phase
+from spaces_client.client import Ended, Phase, Reconnected, Reconnecting
 from spaces_server.node import Limits
 from tests.sim.checkers import (
     EncodesFollowRecipes,
@@ -205,7 +205,12 @@ def test_a_client_that_vanishes_is_gone_after_the_idle_timeout() -> None:
     world.run(10_000)
     assert len(space) == 2
     assert [m.id for m in people[2].client.view.stage] == [people[0].me.id]
-    assert any(isinstance(e, Disconnected) for e in people[1].events)
+    assert any(isinstance(e, Reconnecting) for e in people[1].events)
+    world.network.lose_nothing(people[1].address)
+    world.run(10_000)
+    assert any(isinstance(e, Reconnected) for e in people[1].events)
+    assert people[1].me.role is Role.SPEAKER, "the place on stage was kept"
+    views_agree(world)
 
 
 def test_the_end_of_a_space_and_of_the_server_is_told() -> None:
@@ -218,9 +223,31 @@ def test_the_end_of_a_space_and_of_the_server_is_told() -> None:
         assert person.client.phase is Phase.CONNECTED
     assert not world.node.spaces
     world.node.shut_down(world.now_ns)
-    world.run(1_000)
+    world.run(2_000)
     for person in people:
-        (event,) = [e for e in person.events if isinstance(e, Disconnected)]
+        (event,) = [e for e in person.events if isinstance(e, Reconnecting)]
         assert event.text == "the server is shutting down"
-    world.run(5_000)
-    assert not world.node.endpoint.sessions
+
+
+def test_a_server_that_is_killed_and_started_again_has_everybody_back() -> None:
+    world = World(12, ROUGH)
+    NoncesNeverRepeat(world)
+    people = world.gathered(TONES, listeners=2)
+    host, speaker, muted, *_ = people
+    world.answer(host, frames.Mute, member=muted.me.id)
+    for person in people:
+        person.talking = True
+    world.run(1_000)
+    world.start()
+    world.run(25_000)
+    assert all(any(isinstance(e, Reconnected) for e in p.events) for p in people)
+    assert [p.me.role for p in people[:3]] == [Role.HOST, Role.SPEAKER, Role.SPEAKER]
+    assert muted.me.held
+    from_ns = world.now_ns
+    world.run(2_000)
+    for person in people:
+        hears_exactly(
+            person, [host, speaker], people, from_ns, world.now_ns,
+            level=(0.25, 1.5), silence=0.12,
+        )  # fmt: skip
+    views_agree(world)

@@ -15,14 +15,21 @@ from protocol import frames
 from protocol.connection import MS
 from protocol.link import Link
 from protocol.noise import public_key
+from protocol.packets import Kind
 from spaces_client import client as c
 from spaces_client.client import Client
+from spaces_server.house import HouseRules
 from spaces_server.node import Limits, Node
+from spaces_server.records import StoreReply
+from tests.shelf import CONFIRM_NS, Shelf
 from tests.sim.network import Network, Path
 
 TICK_NS = 20 * MS
 BLOCK = 960
 SERVER = b"server".ljust(28, b".")
+EVENING_NS = 1_800_000_000 * 1_000 * MS  # on the wall's clock, when the world's is 0
+RULES = HouseRules(limited_rates=False)  # a script asks faster than people do
+OPERATOR = bytes(range(32))
 TONE_LEVEL = 0.2
 SYLLABLE_HZ = 4.0  # tones swell like syllables: a steady one is noise to a voice codec
 
@@ -49,6 +56,7 @@ class Person:
     tone_hz: float
     phase_ns: int
     talking: bool = False
+    rogue: bool = False  # talks whether or not it may
     script: Iterator[NDArray[np.float32]] | None = None  # blocks to say instead of the tone
     said: int = 0  # samples
     heard: list[NDArray[np.float32]] = field(default_factory=list)
@@ -76,6 +84,24 @@ class Person:
         assert self.client.view.me is not None, f"{self.name} is in no space"
         return self.client.view.me
 
+    @property
+    def inside(self) -> bool:
+        return self.client.view.me is not None and self.client.phase is not c.Phase.CLOSED
+
+    @property
+    def was_lost(self) -> bool:
+        """Its session ended at least once, with requests under way, perhaps."""
+        return any(isinstance(e, c.Reconnecting | c.Disconnected) for e in self.events)
+
+    @property
+    def handle(self) -> str:
+        return self.name.replace(" ", "_")
+
+    @property
+    def heard_by_all(self) -> bool:
+        """What it says is to be mixed."""
+        return self.talking and self.client.may_speak
+
 
 Watch = Callable[["World"], None]
 
@@ -84,7 +110,13 @@ class World:
     """Everything happens in the order of a heap of (time, number); nothing waits or sleeps."""
 
     def __init__(
-        self, seed: int, path: Path, limits: Limits | None = None, *, complexity: int = 0
+        self,
+        seed: int,
+        path: Path,
+        limits: Limits | None = None,
+        *,
+        complexity: int = 0,
+        rules: HouseRules = RULES,
     ) -> None:
         """complexity: of the people's encoders, and of the server's unless limits say it."""
         self.rng = random.Random(seed)
@@ -94,17 +126,30 @@ class World:
         self.after_tick: list[Watch] = []
         self.on_send: list[Callable[[bytes, bytes, bytes], None]] = []
         self.network = Network(self.rng, path, self._deliver_at, SERVER)
-        self.node = Node(
-            self.rng.randbytes(32),
-            entropy=self.rng.randbytes,
-            limits=limits or Limits(complexity=complexity),
-        )
+        self.shelf = Shelf()
+        self.key = self.rng.randbytes(32)
+        self.limits = limits or Limits(complexity=complexity)
+        self.rules = rules
+        self.start()
         self.link = Link("server", 5004, public_key(self.node.endpoint.private_key))
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._events = 0
         self._digest = hashlib.sha256()
         self.ticks = 0
         self.at(self.now_ns, self._tick)
+
+    def start(self) -> None:
+        """A server on what the store holds; the one before is gone without a word."""
+        self.node = Node(
+            self.key,
+            entropy=self.rng.randbytes,
+            limits=self.limits,
+            rules=self.rules,
+            loaded=self.shelf.load(),
+            operator_key=public_key(OPERATOR),
+            now_ns=self.now_ns,
+            utc_offset_ns=EVENING_NS,
+        )
 
     @property
     def digest(self) -> str:
@@ -165,7 +210,19 @@ class World:
             watch(self)
         self.at(self.now_ns + TICK_NS, self._tick)
 
+    def _store(self) -> None:
+        node, replies = self.node, self.shelf.answer(self.node.to_store())
+        if replies:
+            self.at(self.now_ns + CONFIRM_NS, lambda: self._stored(node, replies))
+
+    def _stored(self, node: Node, replies: list[StoreReply]) -> None:
+        if node is self.node:
+            for reply in replies:
+                node.receive_stored(reply, self.now_ns)
+            self._drain()
+
     def _drain(self) -> None:
+        self._store()
         for data, address in self.node.drain(self.now_ns):
             self.send(SERVER, address, data)
 
@@ -192,13 +249,15 @@ class World:
         self.at(self.now_ns + person.phase_ns, lambda: self._beat(person))
         return person
 
-    def ask(self, person: Person, kind: type[frames.Request], **fields: object) -> int:
+    def ask(self, person: Person, kind: type[frames.Request], /, **fields: object) -> int:
         request_id = person.client.request(kind, **fields)
         person.asked.append(request_id)
         self._transmit(person)
         return request_id
 
-    def answer(self, person: Person, kind: type[frames.Request], **fields: object) -> frames.Frame:
+    def answer(
+        self, person: Person, kind: type[frames.Request], /, **fields: object
+    ) -> frames.Frame:
         """Asks, and lets the world go on until the reply is there."""
         request_id = self.ask(person, kind, **fields)
         self.run_until(lambda: person.reply(request_id) is not None)
@@ -210,7 +269,11 @@ class World:
         """20 ms of one person's time: speak, listen, timers."""
         client = person.client
         if client.phase is c.Phase.CONNECTED:
-            client.talk(person.block())
+            block = person.block()
+            if person.rogue and not client.may_speak:
+                self._talk_all_the_same(person, block)
+            else:
+                client.talk(block)
         out = np.empty(BLOCK, np.float32)
         if not person.heard:
             person.heard_since_ns = self.now_ns
@@ -221,6 +284,13 @@ class World:
         self._transmit(person)
         if not client.finished(self.now_ns):
             self.at(self.now_ns + TICK_NS, lambda: self._beat(person))
+
+    def _talk_all_the_same(self, person: Person, block: NDArray[np.float32]) -> None:
+        """As a client does that does not care what it may do."""
+        packet = person.client._talker.talk(block)
+        if packet is not None and person.client._connection is not None:
+            data = person.client._connection.send_media(Kind.AUDIO, packet.pack())
+            self.send(person.address, SERVER, data)
 
     def _take(self, person: Person, events: list[c.ClientEvent]) -> None:
         for event in events:
@@ -243,20 +313,27 @@ class World:
         self.run_until(lambda: all(p.client.phase is c.Phase.CONNECTED for p in people))
         return people
 
+    def registered(self, people: list[Person]) -> None:
+        """Gives everyone an account."""
+        asked = [self.ask(p, frames.Register, handle=p.handle, name=p.name) for p in people]
+        self.run_until(lambda: all(p.reply(i) for p, i in zip(people, asked, strict=True)))
+        for person, request_id in zip(people, asked, strict=True):
+            reply = person.reply(request_id)
+            assert isinstance(reply, frames.AccountReply), reply
+
     def gathered(self, tones: list[float], listeners: int) -> list[Person]:
         """A space with a speaker for every tone (the first is the host), and listeners."""
         people = self.connected(len(tones) + listeners, tones)
         host = people[0]
-        opened = self.answer(host, frames.Open, title="sim", name=host.name)
+        self.registered(people)
+        opened = self.answer(host, frames.Open, title="sim")
         assert isinstance(opened, frames.Joined), opened
-        invited = self.answer(host, frames.Invite)
+        invited = self.answer(host, frames.MakeInvite)
         assert isinstance(invited, frames.Invited), invited
         asked = [
-            self.ask(p, frames.Join, space=opened.space, name=p.name, invite=invited.invite)
+            self.ask(p, frames.Join, space=opened.space, invite=invited.invite)
             for p in people[1 : len(tones)]
         ]
-        asked += [
-            self.ask(p, frames.Join, space=opened.space, name=p.name) for p in people[len(tones) :]
-        ]
+        asked += [self.ask(p, frames.Join, space=opened.space) for p in people[len(tones) :]]
         self.run_until(lambda: all(p.reply(i) for p, i in zip(people[1:], asked, strict=True)))
         return people

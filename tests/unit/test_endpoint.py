@@ -12,6 +12,7 @@ from protocol import frames
 from protocol.connection import (
     IDLE_TIMEOUT_NS,
     MS,
+    CloseCode,
     Closed,
     Event,
     Message,
@@ -748,13 +749,13 @@ def test_a_server_that_closes_tells_its_clients() -> None:
     house = House()
     guests = [house.connected(f"guest {n}") for n in range(3)]
     for session in house.endpoint.sessions.values():
-        session.connection.close(1, "the server stops", house.now_ns)
+        session.connection.close(CloseCode.EXPELLED, "go away", house.now_ns)
         house.endpoint.flush(session, house.now_ns)
     house.tick(0)
     for data, address in house.sent[-3:]:
         house.take(house.guests[address], [data])
     for guest in guests:
-        assert Disconnected("the server stops", 1) in guest.events
+        assert Disconnected("go away", CloseCode.EXPELLED) in guest.events
         house.pump(guest)
     house.tick(10_000)
     assert house.endpoint.sessions == {}

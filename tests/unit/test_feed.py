@@ -1,151 +1,298 @@
-"""The feed: numbers, gathering, batches that fit a datagram, what can be caught up on."""
+"""The feed: numbers, gathering, batches that fit a datagram, what can be caught up on, and what is
+withheld from whom."""
+
+from collections.abc import Iterable
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import frames
 from protocol.connection import MS
-from protocol.frames import MAX_FEED_CATCH_UP, MAX_FRAME_BYTES, decode_feed
+from protocol.frames import (
+    MAX_FEED_CATCH_UP,
+    MAX_FRAME_BYTES,
+    FeedBatch,
+    Settings,
+    Snapshot,
+    decode_feed,
+    encode_update,
+)
 from protocol.packets import MAX_PLAINTEXT_BYTES
 from protocol.roles import Role
+from protocol.state_hash import StateHash
 from spaces_server.feed import GATHER_NS, Feed
+from spaces_server.gathering import MAX_EMOJI_BYTES
+from spaces_server.talk import MAX_SHOWN
 
 LONGEST = frames.Member(
     id=0xFFFF_FFFF,
     name="𝄞" * frames.MAX_NAME_CHARS,  # four bytes each
+    handle="𐐨" * frames.MAX_HANDLE_CHARS,
     role=Role.CO_HOST,
     seat=255,
     muted=True,
-    hand=True,
+    held=True,
+    hand=0xFFFF_FFFF,
 )
+LONGEST_LINE = frames.ChatUpdate(
+    line=0xFFFF_FFFF,
+    member=0xFFFF_FFFF,
+    name=LONGEST.name,
+    handle=LONGEST.handle,
+    text="𝄞" * (frames.MAX_CHAT_BYTES // 4),
+)
+LONGEST_EMOJI = "𝄞" * (MAX_EMOJI_BYTES // 4)
+LONGEST_REACTIONS = frames.ReactionsUpdate(
+    counts={LONGEST_EMOJI[:-1] + str(i): 0xFFFF_FFFF for i in range(6)},
+    stage=[frames.Reaction(member=0xFFFF_FFFF, emoji=LONGEST_EMOJI)] * MAX_SHOWN,
+)
+LONGEST_SETTINGS = frames.SettingsUpdate(
+    title="𝄞" * frames.MAX_TITLE_CHARS,
+    settings=Settings(
+        visibility=frames.Visibility.FOLLOWERS,
+        who_speaks=frames.WhoSpeaks.EVERYONE,
+        free_unmute=True,
+        chat=False,
+        slow_s=0xFFFF_FFFF,
+    ),
+)
+Batches = list[tuple[bytes, list[int] | None]]
+
+
+def new_feed(space: str = "room") -> Feed:
+    return Feed(space, "a title", Settings())
 
 
 def count(listeners: int) -> frames.ListenersUpdate:
     return frames.ListenersUpdate(count=listeners)
 
 
-def filled(updates: int, now_ns: int = 0) -> Feed:
+def line(number: int, text: str = "hello") -> frames.ChatUpdate:
+    return frames.ChatUpdate(line=number, member=1, name="Ada", handle="ada", text=text)
+
+
+def filled(updates: int) -> Feed:
     """A feed whose update number i says i."""
-    feed = Feed("room")
+    feed = new_feed()
     for number in range(1, updates + 1):
-        feed.add(count(number), now_ns)
+        feed.add(count(number))
     return feed
 
 
-def said(updates: list[dict[str, object]] | None) -> list[object]:
-    assert updates is not None
+def after(feed: Feed, number: int, hidden: Iterable[int] = ()) -> list[dict[str, Any]]:
+    found = feed.after(number, frozenset(hidden))
+    assert found is not None
+    return found[0]
+
+
+def said(updates: list[dict[str, Any]]) -> list[int]:
     return [update["count"] for update in updates]
 
 
+def taken(feed: Feed) -> list[FeedBatch]:
+    """What goes out to a space where nobody has blocked anybody."""
+    batches = feed.take(lambda author: [], [1, 2, 3])
+    assert all(members is None for _, members in batches)
+    return [decode_feed(data) for data, _ in batches]
+
+
 def test_an_empty_feed() -> None:
-    feed = Feed("room")
-    assert (feed.number, feed.pending, feed.take()) == (0, False, [])
-    assert not feed.due(1_000_000 * MS)
-    assert feed.after(0) == []
-    assert feed.after(1) is None
+    feed = new_feed()
+    assert (feed.number, feed.sent, feed.due_ns, taken(feed)) == (0, 0, None, [])
+    assert after(feed, 0) == []
+    assert feed.after(1, frozenset()) is None
 
 
 def test_updates_are_numbered_from_one() -> None:
     feed = filled(3)
-    assert feed.number == 3
-    (batch,) = [decode_feed(data) for data in feed.take()]
-    assert batch.first == 1
-    assert said(batch.updates) == [1, 2, 3]
-    feed.add(count(4), 0)
-    (batch,) = [decode_feed(data) for data in feed.take()]
+    assert (feed.number, feed.sent) == (3, 0)
+    (batch,) = taken(feed)
+    assert (batch.space, batch.first, said(batch.updates)) == ("room", 1, [1, 2, 3])
+    assert feed.sent == 3
+    feed.add(count(4))
+    (batch,) = taken(feed)
     assert (batch.first, said(batch.updates)) == (4, [4])
+    assert taken(feed) == []
 
 
 def test_updates_are_gathered_from_the_first_one_on() -> None:
-    feed = Feed("room")
-    assert GATHER_NS == 100 * MS
-    feed.add(count(1), 50 * MS)
-    assert feed.pending
-    feed.add(count(2), 140 * MS)  # a later one does not put it off
-    assert not feed.due(150 * MS - 1)
-    assert feed.due(150 * MS)
-    feed.take()
-    assert not feed.pending
-    assert not feed.due(10_000 * MS)
-    feed.add(count(3), 160 * MS)
-    assert not feed.due(259 * MS)
-    assert feed.due(260 * MS)
+    feed = new_feed()
+    assert GATHER_NS == 250 * MS
+    feed.wake(50 * MS)
+    feed.wake(140 * MS)  # a later one does not put it off
+    assert feed.due_ns == 300 * MS
+    taken(feed)
+    assert feed.due_ns is None
+    feed.wake(310 * MS)
+    assert feed.due_ns == 560 * MS
 
 
-@given(st.lists(st.sampled_from([0, 1, 2, 3]), min_size=1, max_size=80))
-def test_batches_fit_a_datagram_and_follow_on(kinds: list[int]) -> None:
-    feed = Feed("room")
-    choices = (
-        count(7),
-        frames.GoneUpdate(id=9),
-        frames.MemberUpdate(member=LONGEST),
-        count(2**32 - 1),
+KINDS = (count(7), frames.GoneUpdate(id=9), frames.MemberUpdate(member=LONGEST), LONGEST_LINE)
+
+
+@given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=80))
+def test_batches_fit_a_datagram_and_follow_on(kinds: list[frames.Update]) -> None:
+    feed = new_feed()
+    state = StateHash.of(
+        Snapshot(number=0, title="a title", settings=Settings(), members=[], listeners=0)
     )
     for kind in kinds:
-        feed.add(choices[kind], 0)
+        feed.add(kind)
     number = 0
-    updates = []
-    for data in feed.take():
+    for data, _ in feed.take(lambda author: [], []):
         assert len(data) <= MAX_PLAINTEXT_BYTES
         batch = decode_feed(data)
-        assert batch.space == "room"
         assert batch.first == number + 1
         assert batch.updates
-        updates += batch.updates
-        number += len(batch.updates)
-    assert updates == [frames.encode_update(choices[kind]) for kind in kinds]
+        for update in batch.updates:
+            assert update == encode_update(kinds[number])
+            state.apply(kinds[number])
+            number += 1
+        assert batch.hash == state.value
+    assert number == len(kinds)
 
 
 def test_small_updates_share_a_datagram() -> None:
-    feed = filled(30)
-    assert len(feed.take()) == 1
+    assert len(taken(filled(30))) == 1
 
 
-def test_the_plaintext_of_a_batch_leaves_room_for_header_and_tag() -> None:
-    assert MAX_PLAINTEXT_BYTES == 1_172
-
-
-def test_the_longest_update_fits_a_datagram() -> None:
-    feed = Feed("s" * 32)
-    feed.add(frames.MemberUpdate(member=LONGEST), 0)
-    (data,) = feed.take()
-    assert len(data) <= MAX_PLAINTEXT_BYTES
+def test_the_longest_updates_fit_a_datagram() -> None:
+    assert MAX_PLAINTEXT_BYTES == 1_172  # leaves room for header and tag
+    for update in (
+        frames.MemberUpdate(member=LONGEST),
+        LONGEST_LINE,
+        LONGEST_REACTIONS,
+        LONGEST_SETTINGS,
+    ):
+        feed = new_feed("s" * 32)
+        feed.number = feed.sent = 2**32 - 2
+        feed.add(update)
+        ((data, _),) = feed.take(lambda author: [], [])
+        assert len(data) <= MAX_PLAINTEXT_BYTES, type(update)
 
 
 def test_catching_up() -> None:
     feed = filled(10)
-    assert said(feed.after(0)) == list(range(1, 11))
-    assert said(feed.after(7)) == [8, 9, 10]
-    assert feed.after(10) == []
-    assert feed.after(11) is None  # still to come
+    assert said(after(feed, 0)) == list(range(1, 11))
+    assert said(after(feed, 7)) == [8, 9, 10]
+    assert after(feed, 10) == []
+    assert feed.after(11, frozenset()) is None  # still to come
 
 
 def test_what_is_too_old_is_gone() -> None:
     feed = filled(MAX_FEED_CATCH_UP + 5)
-    assert feed.after(4) is None
-    assert said(feed.after(5)) == list(range(6, MAX_FEED_CATCH_UP + 6))
+    assert feed.after(4, frozenset()) is None
+    assert said(after(feed, 5)) == list(range(6, MAX_FEED_CATCH_UP + 6))
 
 
 def test_taking_does_not_forget() -> None:
     feed = filled(10)
-    feed.take()
-    assert said(feed.after(8)) == [9, 10]
+    taken(feed)
+    assert said(after(feed, 8)) == [9, 10]
 
 
 def test_a_flood_within_one_gathering_keeps_its_newest_updates() -> None:
     feed = filled(MAX_FEED_CATCH_UP + 40)
-    batches = [decode_feed(data) for data in feed.take()]
+    batches = taken(feed)
     assert batches[0].first == 41  # members see the gap and take a snapshot
     numbers = [n for b in batches for n in range(b.first, b.first + len(b.updates))]
     assert numbers == list(range(41, feed.number + 1))
     assert [n for b in batches for n in said(b.updates)] == numbers
 
 
-def test_the_longest_answer_fits_a_frame() -> None:
-    feed = Feed("room")
-    for _ in range(MAX_FEED_CATCH_UP):
-        feed.add(frames.MemberUpdate(member=LONGEST), 0)
-    updates = feed.after(0)
-    assert updates is not None
-    answer = frames.Updates(re=2**32 - 1, first=2**32 - 1, updates=updates)
-    assert len(frames.encode(answer)) <= MAX_FRAME_BYTES
+def test_an_answer_is_cut_to_a_frame_and_goes_on_from_there() -> None:
+    feed = new_feed()
+    for number in range(MAX_FEED_CATCH_UP):
+        feed.add(frames.MemberUpdate(member=LONGEST) if number % 2 else LONGEST_LINE)
+    state = StateHash.of(
+        Snapshot(number=0, title="a title", settings=Settings(), members=[], listeners=0)
+    )
+    number = answers = 0
+    while number < feed.number:
+        found = feed.after(number, frozenset())
+        assert found is not None
+        updates, state_hash = found
+        answer = frames.Updates(re=2**32 - 1, first=2**32 - 1, updates=updates, hash=state_hash)
+        assert len(frames.encode(answer)) <= MAX_FRAME_BYTES
+        for update in updates:
+            decoded = frames.decode_update(update)
+            assert decoded is not None
+            state.apply(decoded)
+        assert state_hash == state.value
+        number += len(updates)
+        answers += 1
+    assert answers > 1
+
+
+# -- what is withheld -----------------------------------------------------------------------------
+
+
+def hidden_from(blocks: dict[int, list[int]]) -> Any:
+    return lambda author: blocks.get(author, [])
+
+
+def test_a_line_is_withheld_where_there_is_a_block() -> None:
+    feed = new_feed()
+    feed.add(count(5))
+    feed.add(line(1, "secret"), authors=(100,))
+    feed.add(line(2, "open"), authors=(200,))
+    batches: Batches = feed.take(hidden_from({100: [3]}), [1, 2, 3])
+    assert [members for _, members in batches] == [[1, 2], [3]]
+    open_batch, closed_batch = (decode_feed(data) for data, _ in batches)
+    assert open_batch.updates[1] == encode_update(line(1, "secret"))
+    assert closed_batch.updates == [
+        encode_update(count(5)),
+        encode_update(count(5)),
+        encode_update(line(2, "open")),
+    ]
+    assert b"secret" not in batches[1][0]
+    assert (open_batch.first, open_batch.hash) == (closed_batch.first, closed_batch.hash)
+    assert after(feed, 0, [100]) == closed_batch.updates
+    assert after(feed, 0, [300]) == open_batch.updates
+
+
+def test_members_are_grouped_by_whom_they_do_not_see() -> None:
+    feed = new_feed()
+    feed.add(line(1), authors=(100,))
+    feed.add(line(2), authors=(200,))
+    batches: Batches = feed.take(hidden_from({100: [3, 4], 200: [4, 5]}), [1, 2, 3, 4, 5])
+    lines = {
+        tuple(members or ()): [u.get("line") for u in decode_feed(data).updates]
+        for data, members in batches
+    }
+    assert lines == {(1, 2): [1, 2], (3,): [None, 2], (4,): [None, None], (5,): [1, None]}
+
+
+def test_a_block_costs_nothing_while_its_author_is_silent() -> None:
+    feed = new_feed()
+    feed.add(line(1), authors=(100,))
+    ((_, members),) = feed.take(hidden_from({200: [3]}), [1, 2, 3])
+    assert members is None
+
+
+def test_what_took_a_line_back_is_withheld_with_it() -> None:
+    feed = new_feed()
+    feed.add(frames.LineGoneUpdate(line=1), authors=(100,))
+    assert after(feed, 0, [100]) == [encode_update(count(0))]
+
+
+def test_of_reactions_only_the_name_is_withheld() -> None:
+    feed = new_feed()
+    shown = [frames.Reaction(member=m, emoji="🔥") for m in (1, 2)]
+    feed.add(frames.ReactionsUpdate(counts={"🔥": 3}, stage=shown), authors=(100, 200))
+    (seen,) = after(feed, 0, [100])
+    assert seen == encode_update(frames.ReactionsUpdate(counts={"🔥": 3}, stage=shown[1:]))
+
+
+def test_a_line_taken_back_is_nowhere_any_more() -> None:
+    for sent in (False, True):
+        feed = new_feed()
+        feed.add(line(1, "secret"), authors=(100,))
+        feed.add(line(2, "open"), authors=(100,))
+        if sent:
+            taken(feed)
+        feed.purge(1)
+        assert after(feed, 0) == [encode_update(count(0)), encode_update(line(2, "open"))]
+        assert [u for b in taken(feed) for u in b.updates] == ([] if sent else after(feed, 0))
+        assert "secret" not in repr([vars(feed), list(feed._recent)])

@@ -354,10 +354,13 @@ def test_whatever_frames_an_authenticated_server_sends_raise_nothing(data: st.Da
         re=1,
         space="lobby",
         you=frames.Member(id=1, name="Ada"),
-        snapshot=frames.Snapshot(number=5, title="t", members=[], listeners=1),
+        snapshot=frames.Snapshot(
+            number=5, title="t", settings=frames.Settings(), members=[], listeners=1
+        ),
+        reactions=["👏"],
     )
     unreadable: list[dict[str, Any]] = [{"type": ["member"]}, {"type": "member", "member": 5}, {}]
-    news = frames.Updates(re=2, first=6, updates=unreadable)
+    news = frames.Updates(re=2, first=6, updates=unreadable, hash=0)
     for message in (frames.encode(joined), frames.encode(news), *said):
         at.session.connection.send(message)
     for datagram in at.session.connection.transmit(at.house.now_ns):

@@ -390,13 +390,13 @@ def test_a_peer_that_went_away_does_not_end_reception(new_loop: Any, mmsg: bool)
 
 
 @needs_mmsg
-async def test_one_wake_up_reads_a_bounded_number_of_datagrams() -> None:
+async def test_one_wake_up_reads_one_batch() -> None:
     async with pair(True) as (sender, receiver, inbox, address):
         assert isinstance(receiver, MmsgTransport)
         batch = batch_to(address, np.full(2000, 20, np.int32), 20)
         assert sender.send_batch(*batch) == 2000
         receiver._on_readable()
-        assert len(inbox.datagrams) == 16 * 64
+        assert len(inbox.datagrams) == 64
         await inbox.expect(2000)
 
 

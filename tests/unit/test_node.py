@@ -1,209 +1,27 @@
 """The whole server in one piece, with real clients and no network between them."""
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import frames
-from protocol.connection import IDLE_TIMEOUT_NS, KEEPALIVE_NS, MS, CloseCode, Connection
+from protocol.connection import IDLE_TIMEOUT_NS, KEEPALIVE_NS, CloseCode
 from protocol.frames import ErrorCode
-from protocol.link import Link
-from protocol.noise import public_key
-from protocol.opus import Encoder
-from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio
+from protocol.packets import Kind
 from protocol.reliable import ChannelFull
 from protocol.roles import Role
-from spaces_client.client import Client, ClientEvent, Disconnected, Ended, Heard, Phase, Replied
-from spaces_server.node import Limits, Node
-from spaces_server.space import Space
+from spaces_client.client import Ended, Notified, Reconnected, Reconnecting, Replied
+from spaces_server.house import HouseRules
+from spaces_server.ledger import MAX_WAITING
+from spaces_server.space import SpaceRules
+from tests.unit.hall import OUTSIDE, SECOND, TICK_NS, Guest, Hall
 
-SERVER = b"server".ljust(28, b".")
-TICK_NS = 20 * MS
-FRAME = 960
-
-
-@dataclass(eq=False)
-class Guest:
-    """A client, and what it was told and heard."""
-
-    client: Client
-    address: bytes
-    key: bytes
-    deaf: bool = False  # nothing that is sent to it arrives
-    gone: bool = False  # nothing that it sends arrives either
-    events: list[ClientEvent] = field(default_factory=list)
-    heard: list[DownlinkAudio] = field(default_factory=list)
-    spoken: int = 0  # frames
-    encoder: Encoder = field(default_factory=lambda: Encoder(complexity=0))
-
-    @property
-    def id(self) -> int:
-        assert self.client.view.me is not None
-        return self.client.view.me.id
-
-    @property
-    def connection(self) -> Connection:
-        assert self.client._connection is not None
-        return self.client._connection
-
-    def replies(self) -> list[frames.Frame]:
-        return [e.frame for e in self.events if isinstance(e, Replied)]
-
-    def disconnected(self) -> list[int]:
-        return [e.code for e in self.events if isinstance(e, Disconnected)]
-
-    def audio(self) -> bytes:
-        """The plaintext of the next packet of a voice, whether or not one may speak."""
-        at = (self.spoken * FRAME + np.arange(FRAME)) / 48_000
-        sound = (0.2 * np.sin(2 * np.pi * 440 * at)).astype(np.float32)
-        flags = 0 if self.spoken else AudioFlag.FIRST
-        self.spoken += 1
-        opus = self.encoder.encode(sound)
-        return UplinkAudio(self.spoken * FRAME, flags, opus).pack()
-
-
-class Hall:
-    """A server and its guests.  `settle` carries datagrams until there are no more."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.now_ns = 1_000 * MS
-        self.log: list[str] = []
-        self.node = Node(
-            os.urandom(32),
-            entropy=os.urandom,
-            limits=Limits(**{"complexity": 0, "cookies_above": 10_000} | limits),
-            log=self.log.append,
-        )
-        self.guests: list[Guest] = []
-        self.ticks = 0
-        self.link = Link("server", 5004, public_key(self.node.endpoint.private_key))
-
-    def guest(self, key: bytes | None = None) -> Guest:
-        """One who is connected, and in no space."""
-        key = key or os.urandom(32)
-        client = Client(
-            self.link,
-            key,
-            entropy=os.urandom,
-            now_ns=self.now_ns,
-            address=SERVER,
-            complexity=0,
-        )
-        guest = Guest(client, (b"guest %d" % len(self.guests)).ljust(28, b"."), key)
-        self.guests.append(guest)
-        self.settle()
-        assert guest.client.phase is Phase.CONNECTED
-        return guest
-
-    def send(self, guest: Guest, datagram: bytes) -> None:
-        if not guest.gone:
-            self.node.receive_datagram(datagram, guest.address, self.now_ns)
-
-    def settle(self) -> None:
-        for _ in range(100):
-            busy = False
-            for guest in self.guests:
-                for datagram in guest.client.transmit(self.now_ns):
-                    self.send(guest, datagram)
-            for datagram, address in self.node.drain(self.now_ns):
-                self.deliver(datagram, address)
-                busy = True
-            if not busy:
-                return
-        raise AssertionError("they talk to each other for ever")
-
-    def deliver(self, datagram: bytes, address: bytes) -> None:
-        for guest in self.guests:
-            if guest.address == address and not guest.deaf:
-                for event in guest.client.receive(datagram, self.now_ns):
-                    if isinstance(event, Heard):
-                        guest.heard.append(event.audio)
-                    else:
-                        guest.events.append(event)
-
-    def tick(self, count: int = 1, *speakers: Guest) -> None:
-        """Lets 20 ms pass, count times, in which these send audio."""
-        for _ in range(count):
-            for speaker in speakers:
-                packet = speaker.connection.send_media(Kind.AUDIO, speaker.audio())
-                self.send(speaker, packet)
-            self.now_ns += TICK_NS
-            self.ticks += 1
-            batch = self.node.tick(self.ticks * FRAME, self.now_ns)
-            if batch is not None:
-                for row, length, address in zip(
-                    batch.arena, batch.lengths, batch.addresses, strict=True
-                ):
-                    self.deliver(row[:length].tobytes(), address.tobytes())
-            for guest in self.guests:
-                if not guest.gone and self.now_ns >= guest.client.deadline_ns:
-                    guest.events += guest.client.tick(self.now_ns)
-            self.settle()
-
-    def ask(self, guest: Guest, kind: type[frames.Request], **fields: Any) -> frames.Frame:
-        """-> the one reply."""
-        request_id = guest.client.request(kind, **fields)
-        self.settle()
-        (reply,) = [e for e in guest.events if isinstance(e, Replied) and e.id == request_id]
-        return reply.frame
-
-    def does(self, guest: Guest, kind: type[frames.Request], **fields: Any) -> None:
-        assert isinstance(self.ask(guest, kind, **fields), frames.Ok)
-
-    def refuses(self, code: ErrorCode, guest: Guest, kind: type[frames.Request], **f: Any) -> None:
-        reply = self.ask(guest, kind, **f)
-        assert isinstance(reply, frames.Error)
-        assert reply.code == code
-        assert reply.text
-
-    def says(self, guest: Guest, message: bytes) -> frames.Frame:
-        """-> the one reply to a message of any bytes."""
-        before = len(guest.events)
-        guest.connection.send(message)
-        self.settle()
-        (reply,) = [e.frame for e in guest.events[before:] if isinstance(e, Replied)]
-        return reply
-
-    # -- a space, quickly
-
-    def space(self, speakers: int = 1, listeners: int = 0) -> list[Guest]:
-        """The first is the host."""
-        host = self.guest()
-        reply = self.ask(host, frames.Open, title="title", name="host")
-        assert isinstance(reply, frames.Joined)
-        invited = self.ask(host, frames.Invite)
-        assert isinstance(invited, frames.Invited)
-        others = [self.guest() for _ in range(speakers - 1 + listeners)]
-        for number, guest in enumerate(others, 1):
-            token = {"invite": invited.invite} if number < speakers else {}
-            self.join(guest, reply.space, **token)
-        return [host, *others]
-
-    def join(self, guest: Guest, space: str, **fields: Any) -> None:
-        reply = self.ask(guest, frames.Join, space=space, name="guest", **fields)
-        assert isinstance(reply, frames.Joined)
-        assert reply.you.id == guest.id
-
-    def the_space(self) -> Space:
-        (space,) = self.node.spaces.values()
-        return space
-
-    def agree(self, *guests: Guest) -> None:
-        snapshot = self.the_space().snapshot()
-        for guest in guests:
-            view = guest.client.view
-            assert view.number == snapshot.number
-            assert view.members == {m.id: m for m in snapshot.members}
-            assert view.listeners == snapshot.listeners
-            assert view.me == self.the_space().view(guest.id)
-
+GATHERED = 14  # ticks after which the feed has told of everything
+GRACE = HouseRules(limited_rates=False, space=SpaceRules(grace_s=10))
 
 # -- answers --------------------------------------------------------------------------------------
 
@@ -241,34 +59,44 @@ def test_frames_that_are_none(message: bytes, re: int, code: ErrorCode) -> None:
 
 
 def test_requests_that_are_refused() -> None:
-    hall = Hall(max_spaces=1, max_members=3)
+    rules = HouseRules(limited_rates=False, max_spaces=1, space=SpaceRules(max_members=3))
+    hall = Hall(rules)
     host, listener = hall.space(1, 1)
-    stranger = hall.guest()
+    stranger, person = hall.guest(), hall.person()
     name = host.client.view.id
     before = hall.the_space().snapshot()
     hall.refuses(ErrorCode.NOT_ALLOWED, listener, frames.Close)
     hall.refuses(ErrorCode.NOT_ALLOWED, listener, frames.Mute, member=host.id)
     hall.refuses(ErrorCode.NO_HAND, host, frames.BringUp, member=listener.id)
     hall.refuses(ErrorCode.NO_SUCH_MEMBER, host, frames.TakeDown, member=99)
-    hall.refuses(ErrorCode.ALREADY_JOINED, listener, frames.Join, space=name, name="x")
-    hall.refuses(ErrorCode.ALREADY_JOINED, listener, frames.Open, title="t", name="x")
+    hall.refuses(ErrorCode.ALREADY_JOINED, listener, frames.Join, space=name)
+    hall.refuses(ErrorCode.ALREADY_JOINED, listener, frames.Open, title="t")
     hall.refuses(ErrorCode.NOT_JOINED, stranger, frames.RaiseHand)
-    hall.refuses(ErrorCode.NO_SUCH_SPACE, stranger, frames.Join, space="nowhere", name="x")
-    hall.refuses(ErrorCode.BAD_INVITE, stranger, frames.Join, space=name, name="x", invite="no")
+    hall.refuses(ErrorCode.NOT_JOINED, person, frames.InvitePerson, person=host.handle)
+    report = {"category": frames.Category.SPAM, "member": host.id}
+    hall.refuses(ErrorCode.NOT_JOINED, person, frames.Report, **report)
+    hall.refuses(ErrorCode.NO_SUCH_MEMBER, listener, frames.Report, **report | {"member": 99})
+    hall.refuses(ErrorCode.NO_SUCH_SPACE, stranger, frames.Join, space="nowhere")
+    hall.refuses(ErrorCode.BAD_INVITE, person, frames.Join, space=name, invite="no")
     hall.refuses(ErrorCode.BAD_TEXT, stranger, frames.Join, space=name, name="\x1b[2J")
-    hall.refuses(ErrorCode.SERVER_FULL, stranger, frames.Open, title="t", name="x")
+    hall.refuses(ErrorCode.NO_ACCOUNT, stranger, frames.Open, title="t")
+    hall.refuses(ErrorCode.NO_ACCOUNT, stranger, frames.SendMessage, person=host.handle, text="t")
+    hall.refuses(ErrorCode.NO_SUCH_POST, stranger, frames.GetNote, post=1)
+    hall.refuses(ErrorCode.SERVER_FULL, person, frames.Open, title="t")
+    invite = hall.ask(host, frames.MakeInvite).invite
+    hall.refuses(ErrorCode.NO_ACCOUNT, stranger, frames.Join, space=name, invite=invite)
     assert hall.the_space().snapshot() == before
     hall.join(stranger, name)
     late = hall.guest()
-    hall.refuses(ErrorCode.SPACE_FULL, late, frames.Join, space=name, name="x")
+    hall.refuses(ErrorCode.SPACE_FULL, late, frames.Join, space=name)
 
 
 def test_a_space_with_a_bad_title_is_not_opened() -> None:
     hall = Hall()
-    guest = hall.guest()
-    hall.refuses(ErrorCode.BAD_TEXT, guest, frames.Open, title="\x07", name="fine")
-    hall.refuses(ErrorCode.BAD_TEXT, guest, frames.Open, title="fine", name="\x07")
+    person = hall.person()
+    hall.refuses(ErrorCode.BAD_TEXT, person, frames.Open, title="\x07")
     assert hall.node.spaces == {}
+    assert len(hall.node.egress) == 0
 
 
 FIELDS = st.dictionaries(
@@ -309,22 +137,10 @@ def test_those_on_stage_are_heard() -> None:
     assert hall.node.dropped == {}
 
 
-def silent(hall: Hall, speaker: Guest, why: str) -> None:
-    """What they send is not mixed, and is counted under `why`."""
-    for guest in hall.guests:
-        guest.heard.clear()
-    encodes = hall.node.mixer.stats.encodes
-    dropped = hall.node.dropped[why]
-    hall.tick(10, speaker)
-    assert hall.node.mixer.stats.encodes == encodes
-    assert all(guest.heard == [] for guest in hall.guests)
-    assert hall.node.dropped[why] == dropped + 10
-
-
 def test_listeners_are_not_heard() -> None:
     hall = Hall()
     _, listener, _ = hall.space(1, 2)
-    silent(hall, listener, "audio of one who may not speak")
+    hall.silent(listener)
 
 
 def test_the_muted_are_not_heard_until_they_unmute() -> None:
@@ -333,7 +149,11 @@ def test_the_muted_are_not_heard_until_they_unmute() -> None:
     hall.tick(5, speaker)
     hall.does(host, frames.Mute, member=speaker.id)
     hall.tick(1)  # fades
-    silent(hall, speaker, "audio of one who may not speak")
+    hall.silent(speaker)
+    hall.refuses(ErrorCode.MUTED_BY_MODERATOR, speaker, frames.Unmute)
+    hall.silent(speaker)
+    hall.does(host, frames.LetUnmute, member=speaker.id)
+    hall.silent(speaker)
     hall.does(speaker, frames.Unmute)
     hall.tick(5, speaker)
     assert listener.heard
@@ -345,13 +165,13 @@ def test_those_taken_down_are_not_heard() -> None:
     hall.tick(5, speaker)
     hall.does(host, frames.TakeDown, member=speaker.id)
     hall.tick(1)
-    silent(hall, speaker, "audio of one who may not speak")
+    hall.silent(speaker)
 
 
 def test_those_in_no_space_are_not_heard() -> None:
     hall = Hall()
     hall.space(1, 1)
-    silent(hall, hall.guest(), "audio outside a space")
+    hall.silent(hall.guest(), OUTSIDE)
 
 
 def test_audio_that_is_none() -> None:
@@ -365,7 +185,7 @@ def test_audio_that_is_none() -> None:
         (Kind.AUDIO, b"\0\0\0\0\0\xff\xff\xff"),
     ):
         hall.send(host, host.connection.send_media(kind, plaintext))
-    assert hall.node.dropped == {"malformed audio": 2, "audio outside a space": 1}
+    assert hall.node.dropped == {"malformed audio": 2, OUTSIDE: 1}
     hall.tick(3)
     assert listener.heard == []
     hall.tick(5, host)
@@ -379,13 +199,13 @@ def test_everybody_is_told() -> None:
     hall = Hall()
     people = host, speaker, listener, other = hall.space(2, 2)
     hall.does(listener, frames.RaiseHand)
-    hall.tick(6)
+    hall.tick(GATHERED)
     hall.agree(*people)
     assert [m.id for m in host.client.view.hands] == [listener.id]
     hall.does(host, frames.BringUp, member=listener.id)
     hall.does(host, frames.Appoint, member=speaker.id)
     hall.does(other, frames.Leave)
-    hall.tick(6)
+    hall.tick(GATHERED)
     hall.agree(host, speaker, listener)
     assert [m.role for m in host.client.view.stage] == [Role.HOST, Role.CO_HOST, Role.SPEAKER]
 
@@ -393,10 +213,10 @@ def test_everybody_is_told() -> None:
 def test_what_was_missed_is_caught_up_on() -> None:
     hall = Hall()
     people = host, speaker, listener = hall.space(2, 1)
-    hall.tick(6)
+    hall.tick(GATHERED)
     listener.deaf = True
     hall.does(speaker, frames.Mute)
-    hall.tick(6)
+    hall.tick(GATHERED)
     listener.deaf = False
     assert listener.client.view.number < hall.the_space().feed.number
     hall.tick(260)  # a keep-alive, whose answer tells the number
@@ -407,12 +227,12 @@ def test_what_was_missed_is_caught_up_on() -> None:
 def test_what_is_too_old_is_looked_at_anew() -> None:
     hall = Hall()
     people = host, speaker, listener = hall.space(2, 1)
-    hall.tick(6)
+    hall.tick(GATHERED)
     listener.deaf = True
     for _ in range(frames.MAX_FEED_CATCH_UP // 2 + 1):
         hall.does(speaker, frames.Mute)
         hall.does(speaker, frames.Unmute)
-        hall.tick(6)
+        hall.tick(GATHERED)
     listener.deaf = False
     hall.does(host, frames.Mute)
     hall.tick(60)
@@ -470,19 +290,19 @@ def test_one_who_closes_has_left() -> None:
     speaker.client.close(hall.now_ns)
     hall.settle()
     assert len(hall.the_space()) == 2
-    hall.tick(6)
+    hall.tick(GATHERED)
     hall.agree(host, listener)
     hall.tick(5, host)
     assert listener.heard
 
 
 def test_one_who_is_lost_has_left() -> None:
-    hall = Hall()
+    hall = Hall(GRACE)
     host, speaker, listener = hall.space(2, 1)
     speaker.gone = speaker.deaf = True
     hall.tick((IDLE_TIMEOUT_NS - KEEPALIVE_NS) // TICK_NS - 10)  # it may have pinged just before
     assert len(hall.the_space()) == 3
-    hall.tick(KEEPALIVE_NS // TICK_NS + 20)
+    hall.tick(KEEPALIVE_NS // TICK_NS + 10 + GATHERED)
     assert len(hall.the_space()) == 2
     hall.agree(host, listener)
     assert any("lost" in line for line in hall.log)
@@ -491,7 +311,7 @@ def test_one_who_is_lost_has_left() -> None:
     assert len(hall.node.endpoint.sessions) == 2
 
 
-def test_one_who_takes_nothing_has_left() -> None:
+def test_one_who_takes_nothing_is_lost_and_may_come_back() -> None:
     hall = Hall()
     host, slow, listener = hall.space(2, 1)
     hall.tick(5)  # all is acknowledged
@@ -507,21 +327,64 @@ def test_one_who_takes_nothing_has_left() -> None:
     for datagram in slow.client.transmit(hall.now_ns):
         hall.send(slow, datagram)
     hall.tick()
-    assert slow.disconnected() == [CloseCode.TOO_SLOW]
+    (lost,) = [e for e in slow.events if isinstance(e, Reconnecting)]
+    assert "do not take" in lost.text
     assert len(hall.the_space()) == 2
     assert len(hall.node.egress) == 2
-    hall.tick(6)
-    hall.agree(host, listener)
+    hall.tick(SECOND)
+    assert any(isinstance(e, Reconnected) for e in slow.events)
+    hall.agree(host, listener, slow)
+    assert slow.client.view.me is not None
+    assert slow.client.view.me.role is Role.SPEAKER
 
 
-def test_a_co_host_takes_over_from_a_lost_host() -> None:
+def vanish(hall: Hall, guest: Guest) -> None:
+    """The server has given the guest's session up."""
+    guest.gone = guest.deaf = True
+    hall.tick(IDLE_TIMEOUT_NS // TICK_NS + GATHERED)
+
+
+def test_a_co_host_takes_over_from_a_host_who_leaves_at_once() -> None:
     hall = Hall()
     host, speaker, listener = hall.space(2, 1)
     hall.does(host, frames.Appoint, member=speaker.id)
     host.client.close(hall.now_ns)
-    hall.tick(6)
+    hall.tick(GATHERED)
     assert hall.the_space().view(speaker.id).role is Role.HOST
     hall.agree(speaker, listener)
+
+
+def test_a_co_host_takes_over_from_a_lost_host_after_the_grace_time() -> None:
+    hall = Hall(GRACE)
+    host, speaker, listener = hall.space(2, 1)
+    hall.does(host, frames.Appoint, member=speaker.id)
+    vanish(hall, host)
+    assert hall.the_space().view(speaker.id).role is Role.CO_HOST
+    hall.agree(speaker, listener)
+    hall.tick(10 * SECOND + GATHERED)
+    assert hall.the_space().view(speaker.id).role is Role.HOST
+    hall.agree(speaker, listener)
+
+
+def test_a_lost_host_without_a_co_host_ends_the_space_after_the_grace_time() -> None:
+    hall = Hall(GRACE)
+    host, _, listener = hall.space(2, 1)
+    vanish(hall, host)
+    hall.tick(9 * SECOND)
+    assert hall.node.spaces
+    hall.tick(55)
+    assert not hall.node.spaces
+    assert sum(isinstance(e, Ended) for e in listener.events) == 1
+
+
+def test_a_lost_host_who_is_back_in_time_is_host() -> None:
+    hall = Hall(GRACE)
+    host, speaker, listener = hall.space(2, 1)
+    vanish(hall, host)
+    host.gone = host.deaf = False
+    hall.tick(300)
+    assert hall.the_space().view(host.id).role is Role.HOST
+    hall.agree(host, speaker, listener)
 
 
 def ends(hall: Hall, how: Callable[[Guest], None]) -> None:
@@ -540,7 +403,7 @@ def ends(hall: Hall, how: Callable[[Guest], None]) -> None:
     assert listener.heard == []
     assert hall.node.mixer.stats.encodes == encodes
     hall.refuses(ErrorCode.NOT_JOINED, listener, frames.RaiseHand)
-    reply = hall.ask(speaker, frames.Open, title="another", name="host")
+    reply = hall.ask(speaker, frames.Open, title="another")
     assert isinstance(reply, frames.Joined)
     hall.join(listener, reply.space)
     hall.tick(5, speaker)
@@ -566,7 +429,7 @@ def test_asking_for_what_is_missing_stops_when_the_space_is_gone() -> None:
     """The request for updates is on its way when the space ends: it is refused, and that is it."""
     hall = Hall()
     host, listener = hall.space(1, 1)
-    hall.tick(6)
+    hall.tick(GATHERED)
     listener.client.view.newest += 1  # it believes that it has missed one
     listener.client.tick(hall.now_ns)
     (late,) = listener.client.transmit(hall.now_ns)
@@ -607,9 +470,266 @@ def test_shutting_down_tells_all() -> None:
     people = [*hall.space(2, 2), hall.guest()]
     hall.node.shut_down(hall.now_ns)
     hall.settle()
-    assert [guest.disconnected() for guest in people] == [[CloseCode.SHUTDOWN]] * 5
-    hall.tick(100)
+    for guest in people:
+        (lost,) = [e for e in guest.events if isinstance(e, Reconnecting)]
+        assert lost.text == "the server is shutting down"
     assert not hall.node.endpoint.talking
+
+
+def test_shutting_down_ends_no_space() -> None:
+    hall = Hall()
+    host, speaker, _ = hall.space(2, 1)
+    name = host.client.view.id
+    hall.node.shut_down(hall.now_ns)
+    hall.settle()
+    hall.start()
+    hall.tick(50)
+    assert list(hall.node.spaces) == [name]
+    assert [hall.the_space().view(g.id).role for g in (host, speaker)] == [Role.HOST, Role.SPEAKER]
+
+
+# -- answers and the store ------------------------------------------------------------------------
+
+
+def test_no_answer_before_it_is_stored_but_every_effect_at_once() -> None:
+    hall = Hall()
+    host, speaker, listener = hall.space(2, 1)
+    hall.tick(5, speaker)
+    hall.shelf.held = True
+    asked = host.client.request(frames.Mute, member=speaker.id)
+    hall.tick(2)  # asked in the first, faded in the second
+    hall.silent(speaker)
+    hall.tick(GATHERED)
+    assert host.reply(asked) is None
+    assert speaker.client.view.me is not None
+    assert speaker.client.view.me.held
+    hall.shelf.held = False
+    hall.settle()
+    assert isinstance(host.reply(asked), frames.Ok)
+    hall.tick(5, host)
+    assert listener.heard
+
+
+def test_what_was_not_stored_was_not_answered_and_is_not_there_after_a_crash() -> None:
+    hall = Hall()
+    host, first, second = hall.space(3)
+    hall.does(host, frames.Mute, member=first.id)
+    hall.shelf.held = True
+    asked = host.client.request(frames.Mute, member=second.id)
+    hall.tick(5)
+    assert host.reply(asked) is None
+    hall.shelf.held = False
+    hall.start()
+    hall.tick(BACK)
+    space = hall.the_space()
+    assert space.view(first.id).muted
+    assert not space.view(second.id).muted
+    assert host.reply(asked) is None
+
+
+def test_answers_that_wait_come_in_the_order_of_the_requests() -> None:
+    hall = Hall()
+    host, speaker, _ = hall.space(2, 1)
+    hall.shelf.held = True
+    kinds: list[type[frames.Request]] = [
+        frames.Mute, frames.LetUnmute, frames.Appoint, frames.Dismiss, frames.Mute,
+    ]  # fmt: skip
+    asked = [host.client.request(kind, member=speaker.id) for kind in kinds]
+    look = host.client.request(frames.Look)
+    hall.tick(5)
+    assert isinstance(host.reply(look), frames.State), "what saves nothing does not wait"
+    assert [host.reply(i) for i in asked] == [None] * 5
+    events = len(host.events)
+    hall.shelf.held = False
+    hall.settle()
+    replies = [e.id for e in host.events[events:] if isinstance(e, Replied)]
+    assert replies == asked
+
+
+def test_a_store_that_is_stuck() -> None:
+    hall = Hall()
+    host, speaker, listener = hall.space(2, 1)
+    stranger = hall.person()
+    name = host.client.view.id
+    hall.shelf.held = True
+    first = speaker.client.request(frames.Mute)
+    hall.tick(4 * SECOND)
+    hall.ask(stranger, frames.WhoAmI)  # not yet
+    hall.tick(55)
+    hall.refuses(ErrorCode.UNAVAILABLE, stranger, frames.Follow, person=host.handle)
+    hall.refuses(ErrorCode.UNAVAILABLE, stranger, frames.Join, space=name)
+    hall.refuses(ErrorCode.UNAVAILABLE, stranger, frames.PublicPosts)
+    assert isinstance(hall.ask(listener, frames.Chat, text="hello"), frames.Said)
+    second = host.client.request(frames.Mute, member=speaker.id)
+    hall.tick(GATHERED)
+    hall.silent(speaker)
+    hall.agree(host, speaker, listener)
+    assert speaker.reply(first) is None
+    assert host.reply(second) is None
+    hall.shelf.held = False
+    hall.tick()
+    assert isinstance(speaker.reply(first), frames.Ok)
+    assert isinstance(host.reply(second), frames.Ok)
+    hall.does(stranger, frames.Follow, person=host.handle)
+    hall.join(stranger, name)
+
+
+def test_what_waits_for_the_store_has_a_limit() -> None:
+    hall = Hall()
+    host, listener = hall.space(1, 1)
+    hall.shelf.held = True
+    for _ in range(MAX_WAITING):
+        hall.node.ledger.commit([], hall.now_ns, None)
+    hall.refuses(ErrorCode.UNAVAILABLE, host, frames.MakeInvite)
+    hall.refuses(ErrorCode.UNAVAILABLE, listener, frames.RaiseHand)
+    hall.shelf.held = False
+    hall.settle()
+    hall.does(listener, frames.RaiseHand)
+
+
+def entering(hall: Hall, host: Guest) -> tuple[Guest, int]:
+    """Somebody whose answer to `join` waits for the store."""
+    guest = hall.person()
+    invited = hall.ask(host, frames.MakeInvite)
+    hall.shelf.held = True
+    space = host.client.view.id
+    asked = guest.client.request(frames.Join, space=space, invite=invited.invite)
+    hall.tick(GATHERED)
+    assert guest.reply(asked) is None
+    assert len(hall.the_space()) == 2
+    return guest, asked
+
+
+def test_who_enters_hears_where_things_stand_when_the_answer_goes_out() -> None:
+    hall = Hall()
+    (host,) = hall.space(1)
+    guest, asked = entering(hall, host)
+    member = host.client.view.stage[-1].id
+    late = host.client.request(frames.Mute, member=member)
+    hall.tick(GATHERED)
+    hall.shelf.held = False
+    hall.settle()
+    assert isinstance(host.reply(late), frames.Ok)
+    assert isinstance(guest.reply(asked), frames.Joined)
+    hall.agree(host, guest)
+    assert guest.client.view.me is not None
+    assert guest.client.view.me.held
+
+
+@pytest.mark.parametrize("how", ["removed", "ended", "left"])
+def test_who_is_out_again_before_the_answer_does_not_believe_to_be_in(how: str) -> None:
+    hall = Hall()
+    (host,) = hall.space(1)
+    guest, asked = entering(hall, host)
+    match how:
+        case "removed":
+            host.client.request(frames.Remove, member=host.client.view.stage[-1].id)
+        case "ended":
+            host.client.request(frames.Close)
+        case "left":
+            guest.client.request(frames.Leave)
+    hall.tick(GATHERED)
+    hall.shelf.held = False
+    hall.settle()
+    reply = guest.reply(asked)
+    assert isinstance(reply, frames.Error)
+    assert reply.code == (ErrorCode.SPACE_ENDED if how == "ended" else ErrorCode.NOT_JOINED)
+    assert guest.client.view.me is None
+    hall.refuses(ErrorCode.NOT_JOINED, guest, frames.RaiseHand)
+
+
+# -- a server that starts again -------------------------------------------------------------------
+
+BACK = 900  # ticks after which clients have noticed that a server was killed, and are back
+
+
+def test_after_a_restart_everybody_finds_role_and_place() -> None:
+    hall = Hall()
+    host, co_host, held, quiet, listener, removed = people = hall.space(4, 2)
+    name = host.client.view.id
+    hall.does(host, frames.Appoint, member=co_host.id)
+    hall.does(host, frames.Mute, member=held.id)
+    hall.does(quiet, frames.Mute)
+    hall.does(host, frames.Remove, member=removed.id)
+    hall.does(host, frames.Configure, title="another", slow_s=3)
+    hall.does(listener, frames.Block, person=quiet.handle)
+    invite = hall.ask(host, frames.MakeInvite, role=Role.LISTENER).invite
+    hall.does(listener, frames.RaiseHand)
+    hall.start()
+    assert list(hall.node.spaces) == [name]
+    hall.tick(BACK)
+    hall.agree(*people[:5])
+    for guest in people[:5]:
+        assert any(isinstance(e, Reconnected) for e in guest.events)
+    space = hall.the_space()
+    assert [space.view(g.id).role for g in people[:5]] == [
+        Role.HOST, Role.CO_HOST, Role.SPEAKER, Role.SPEAKER, Role.LISTENER,
+    ]  # fmt: skip
+    assert space.record.title == "another"
+    assert space.settings.slow_s == 3
+    hall.refuses(ErrorCode.MUTED_BY_MODERATOR, held, frames.Unmute)
+    hall.does(quiet, frames.Unmute)
+    hall.refuses(ErrorCode.REMOVED, removed, frames.Join, space=name)
+    hall.join(hall.person(), name, invite=invite)
+    hall.tick(10, quiet, co_host)
+    assert {a.seat for a in host.heard[-1].audible} == {
+        space.view(g.id).seat for g in (quiet, co_host)
+    }
+    assert {a.seat for a in listener.heard[-1].audible} == {space.view(co_host.id).seat}
+
+
+def test_after_a_restart_people_are_who_they_were() -> None:
+    hall = Hall()
+    owner = hall.operator()
+    one, other, banned = hall.person(), hall.person(), hall.person()
+    hall.does(one, frames.Follow, person=other.handle)
+    hall.does(one, frames.Block, person=banned.handle)
+    hall.does(owner, frames.AppointModerator, person=one.handle)
+    starts = hall.now_ns // 10**9 + 1_800_000_000 + 3_600
+    planned = hall.ask(other, frames.Schedule, title="later", starts=starts).space.id
+    hall.does(one, frames.Remind, space=planned)
+    hall.does(owner, frames.Ban, person=banned.handle, reason="spam")
+    hall.start()
+    hall.tick(BACK)
+    mine = hall.ask(one, frames.WhoAmI).account
+    assert (mine.handle, mine.role) == (one.handle, "moderator")
+    assert [p.handle for p in hall.ask(one, frames.Following).people] == [other.handle]
+    assert [p.handle for p in hall.ask(one, frames.Blocked).people] == [banned.handle]
+    again = hall.guest(banned.key)
+    hall.refuses(ErrorCode.BANNED, again, frames.ListSpaces)
+    assert hall.ask(one, frames.GetSpace, space=planned).space.reminder
+    assert hall.open(other, space=planned) == planned
+    assert [type(e.frame) for e in one.events if isinstance(e, Notified)] == [frames.Started]
+
+
+def test_after_a_restart_to_which_nobody_comes_the_space_ends() -> None:
+    hall = Hall(GRACE)
+    host, listener = hall.space(1, 1)
+    name = host.client.view.id
+    for guest in (host, listener):
+        guest.gone = guest.deaf = True
+    hall.start()
+    hall.tick(495)
+    assert list(hall.node.spaces) == [name]
+    hall.tick(10)
+    assert not hall.node.spaces
+    hall.start()
+    assert not hall.node.spaces
+    hall.refuses(ErrorCode.SPACE_ENDED, hall.person(), frames.Join, space=name)
+
+
+def test_after_a_restart_a_co_host_takes_over_from_a_host_who_does_not_come() -> None:
+    rules = HouseRules(limited_rates=False, space=SpaceRules(grace_s=30))
+    hall = Hall(rules)
+    host, co_host, listener = hall.space(2, 1)
+    hall.does(host, frames.Appoint, member=co_host.id)
+    host.gone = host.deaf = True
+    hall.start()
+    hall.tick(BACK)
+    assert hall.the_space().view(co_host.id).role is Role.CO_HOST
+    hall.tick(30 * SECOND - BACK + GATHERED)
+    assert hall.the_space().view(co_host.id).role is Role.HOST
+    hall.agree(co_host, listener)
 
 
 @settings(max_examples=40, deadline=None)

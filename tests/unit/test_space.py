@@ -1,686 +1,1201 @@
-"""A space as pure policy: every role, every request, and what nobody may do."""
+"""A space as pure policy: coming and going, the stage, safety, chat, reactions, invites.
 
-import copy
-import dataclasses
-import itertools
-import os
+Who may do what to whom is in test_roles.py, whole evenings are in test_authority.py."""
+
 from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from protocol import frames
 from protocol.connection import MS
-from protocol.frames import ErrorCode, Member, decode_feed
-from protocol.roles import Action, Role
-from spaces_client.view import SpaceView
-from spaces_server.space import (
-    MAX_HANDS,
-    MAX_INVITES,
-    SEATS,
-    Answer,
+from protocol.frames import ErrorCode, Member, Settings, SpaceState, Visibility, WhoSpeaks
+from protocol.roles import Role
+from protocol.state_hash import StateHash
+from spaces_server.effects import (
+    Asker,
     Effect,
+    GainSet,
+    Invited,
     Left,
     RefusedError,
+    Save,
     SourceAdded,
     SourceRemoved,
-    Space,
     SpaceEnded,
     Tell,
 )
-from tests.unit.test_roles import may
+from spaces_server.feed import GATHER_NS
+from spaces_server.gathering import MAX_STAGE, SEATS
+from spaces_server.invites import MAX_INVITES
+from spaces_server.records import Drop, InviteRecord, Put, RemovalRecord, SpaceRecord, StageRecord
+from spaces_server.space import (
+    MAX_HANDS,
+    MAX_OFFERS,
+    ROSTER_PAGE,
+    SpaceRules,
+)
+from spaces_server.talk import MAX_LINES
+from spaces_server.volumes import MAX_MIXES, MAX_VOLUMES
+from tests.unit.town import ID, START, S, Scene, at
 
-NOW = 1_000 * MS
-ID = 77  # of the requests here
-
-REQUESTS: dict[Action, type[frames.Request]] = {
-    Action.RAISE_HAND: frames.RaiseHand,
-    Action.LOWER_HAND: frames.LowerHand,
-    Action.BRING_UP: frames.BringUp,
-    Action.TAKE_DOWN: frames.TakeDown,
-    Action.APPOINT: frames.Appoint,
-    Action.DISMISS: frames.Dismiss,
-    Action.MUTE: frames.Mute,
-    Action.UNMUTE: frames.Unmute,
-    Action.INVITE: frames.Invite,
-    Action.CLOSE: frames.Close,
-    Action.LEAVE: frames.Leave,
-}
-AIMED = [a for a in REQUESTS if "member" in REQUESTS[a].__struct_fields__]
+EVERYONE = Settings(who_speaks=WhoSpeaks.EVERYONE)
 
 
-def state(space: Space) -> dict[str, Any]:
-    """A deep copy of everything a space knows."""
-    parts = {f.name: getattr(space, f.name) for f in dataclasses.fields(space)}
-    return copy.deepcopy(parts | {"feed": vars(space.feed)})
+def told(effects: list[Effect], kind: type[frames.Frame]) -> list[int]:
+    """Which members got a notice of that kind."""
+    return [e.member for e in effects if isinstance(e, Tell) and isinstance(e.frame, kind)]
 
 
-def request(kind: type[frames.Request], **fields: Any) -> frames.Request:
-    return kind(id=ID, **fields)
+def saved(effects: list[Effect]) -> list[Any]:
+    return [change for e in effects if isinstance(e, Save) for change in e.changes]
 
 
-def act(space: Space, actor: int, kind: type[frames.Request], **fields: int) -> list[Effect]:
-    """Carries a request out and checks that it is answered exactly once, first and to the id."""
-    effects = space.handle(actor, request(kind, **fields), NOW)
-    answers = [e.frame for e in effects if isinstance(e, Answer)]
-    assert len(answers) == 1
-    assert isinstance(effects[0], Answer)
-    assert isinstance(answers[0], frames.Reply)
-    assert answers[0].re == ID
-    return effects
+def gains(effects: list[Effect]) -> set[tuple[int, int, float]]:
+    return {(e.hearer, e.source, e.gain) for e in effects if isinstance(e, GainSet)}
 
 
-def refused(
-    space: Space, actor: int, code: ErrorCode, kind: type[frames.Request], **fields: int
-) -> None:
-    """The request is refused, and nothing is changed by it."""
-    before = state(space)
-    with pytest.raises(RefusedError) as error:
-        space.handle(actor, request(kind, **fields), NOW)
-    assert error.value.code == code
-    assert str(error.value) == frames.ERROR_TEXTS[code]
-    assert state(space) == before
+def mixing(effects: list[Effect]) -> list[Effect]:
+    return [e for e in effects if isinstance(e, SourceAdded | SourceRemoved)]
 
 
-def enters(space: Space, name: str, **options: Any) -> int:
-    invite = options.pop("invite", None)
-    identity = options.pop("identity", name.encode())
-    member, _ = space.enter(name, identity, invite, NOW, **options)
-    return member
-
-
-def invite(space: Space, host: int) -> str:
-    (answer,) = act(space, host, frames.Invite)
-    assert isinstance(answer, Answer)
-    assert isinstance(answer.frame, frames.Invited)
-    return answer.frame.invite
-
-
-def people(space: Space) -> dict[int, Member]:
+def people(scene: Scene) -> dict[int, Member]:
     """Everybody, by the pages of the roster."""
     found: dict[int, Member] = {}
-    anybody = space.snapshot().members[0].id
     while True:
-        (answer,) = act(space, anybody, frames.Roster, after=max(found, default=0))
-        assert isinstance(answer, Answer)
-        page = answer.frame
-        assert isinstance(page, frames.RosterPage)
+        page = scene.asks(scene.host, frames.Roster, after=max(found, default=0))
         found |= {m.id: m for m in page.members}
         if not page.more:
             return found
 
 
-def opened(**options: Any) -> tuple[Space, int]:
-    space = Space("room", "a title", os.urandom, **options)
-    return space, enters(space, "host", host=True)
+def updates(scene: Scene, member: int, after: int = 0) -> list[frames.Update]:
+    answer = scene.asks(member, frames.CatchUp, after=after)
+    found = [frames.decode_update(u) for u in answer.updates]
+    return [u for u in found if u is not None]
 
 
-Cast = dict[Role, list[int]]
+def batches(scene: Scene) -> list[tuple[frames.FeedBatch, list[int] | None]]:
+    """What goes out next."""
+    due_ns = scene.space.due_ns
+    assert due_ns is not None
+    assert scene.space.batches(due_ns - 1) == []
+    return [(frames.decode_feed(data), to) for data, to in scene.space.batches(due_ns)]
 
 
-def cast(**options: Any) -> tuple[Space, Cast]:
-    """A space with a host and two of every other role; the listeners have raised their hands."""
-    space, host = opened(**options)
-    token = invite(space, host)
-    co_hosts = [enters(space, f"co-host {i}", invite=token) for i in range(2)]
-    speakers = [enters(space, f"speaker {i}", invite=token) for i in range(2)]
-    listeners = [enters(space, f"listener {i}") for i in range(2)]
-    for member in co_hosts:
-        act(space, host, frames.Appoint, member=member)
-    for member in listeners:
-        act(space, member, frames.RaiseHand)
-    return space, {
-        Role.HOST: [host],
-        Role.CO_HOST: co_hosts,
-        Role.SPEAKER: speakers,
-        Role.LISTENER: listeners,
-    }
-
-
-# -- permissions ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("action", AIMED)
-def test_who_may_act_on_whom(action: Action) -> None:
-    for actor_role, target_role in itertools.product(Role, Role):
-        space, roles = cast()
-        actor = roles[actor_role][0]
-        target = next((m for m in roles[target_role] if m != actor), None)
-        if target is None:
-            continue  # there is one host
-        if may(action, actor_role, target_role, same=False):
-            act(space, actor, REQUESTS[action], member=target)
-        else:
-            refused(space, actor, ErrorCode.NOT_ALLOWED, REQUESTS[action], member=target)
-
-
-@pytest.mark.parametrize("action", AIMED)
-@pytest.mark.parametrize("role", Role)
-def test_who_may_act_on_oneself(action: Action, role: Role) -> None:
-    kind = REQUESTS[action]
-    fields = [("member",), ()] if kind not in (frames.BringUp, frames.Appoint) else [("member",)]
-    for given in fields:
-        space, roles = cast()
-        me = roles[role][0]
-        named = dict.fromkeys(given, me)
-        if may(action, role, role, same=True):
-            act(space, me, kind, **named)
-        else:
-            refused(space, me, ErrorCode.NOT_ALLOWED, kind, **named)
-
-
-@pytest.mark.parametrize("action", [a for a in REQUESTS if a not in AIMED])
-@pytest.mark.parametrize("role", Role)
-def test_what_each_role_may_do(action: Action, role: Role) -> None:
-    space, roles = cast()
-    me = roles[role][0]
-    if may(action, role, role, same=True):
-        act(space, me, REQUESTS[action])
-    else:
-        refused(space, me, ErrorCode.NOT_ALLOWED, REQUESTS[action])
-
-
-def test_those_on_stage_speak() -> None:
-    space, roles = cast()
-    for role, members in roles.items():
-        for member in members:
-            assert space.speaks(member) == may(Action.SPEAK, role, role, same=True)
-
-
-@pytest.mark.parametrize("action", AIMED)
-def test_acting_on_nobody(action: Action) -> None:
-    space, roles = cast()
-    refused(
-        space, roles[Role.HOST][0], ErrorCode.NO_SUCH_MEMBER, REQUESTS[action], member=2**32 - 1
-    )
-
-
-@pytest.mark.parametrize("kind", [frames.Open, frames.Join])
-def test_requests_that_are_not_for_a_space(kind: type[frames.Request]) -> None:
-    space, host = opened()
-    fields: dict[str, Any] = {"title": "t"} if kind is frames.Open else {"space": "s"}
-    before = state(space)
-    with pytest.raises(RefusedError) as error:
-        space.handle(host, request(kind, name="n", **fields), NOW)
-    assert error.value.code == ErrorCode.UNKNOWN_TYPE
-    assert state(space) == before
-
-
-# -- what each request does -----------------------------------------------------------------------
+# -- coming ---------------------------------------------------------------------------------------
 
 
 def test_opening() -> None:
-    space = Space("room", "a title", os.urandom)
-    member, effects = space.enter("Ada", b"a", None, NOW, host=True)
-    assert effects == [SourceAdded(member, 0)]
-    assert space.view(member) == Member(id=member, name="Ada", role=Role.HOST, seat=0)
-    assert space.snapshot().listeners == 0
+    scene = Scene()
+    host = Member(id=1, name="Person 1", handle="p1", role=Role.HOST, seat=0)
+    assert scene.space.view(scene.host) == host
+    assert mixing(scene.heard) == [SourceAdded(scene.host, 0)]
+    assert {type(change.record) for change in saved(scene.heard)} == {SpaceRecord, StageRecord}
+    assert (len(scene.space), scene.space.listeners) == (1, 0)
+    joined = scene.space.joined(ID, scene.host)
+    assert (joined.re, joined.space, joined.you) == (ID, "room", host)
+    assert joined.snapshot.members == [host]
+    assert len(joined.reactions) == 6
+    assert not joined.evidence
+    assert Scene(evidence=True).space.joined(ID, 1).evidence
 
 
-def test_a_listener_changes_only_the_count() -> None:
-    space, _ = opened()
-    number = space.feed.number
-    member, effects = space.enter("Bo", b"b", None, NOW)
-    assert effects == []
-    assert space.view(member) == Member(id=member, name="Bo")
-    assert space.feed.after(number) == [frames.encode_update(frames.ListenersUpdate(count=1))]
-    assert [m.role for m in space.snapshot().members] == [Role.HOST]
+def test_a_listener_changes_only_the_count_and_leaves_no_trace() -> None:
+    scene = Scene()
+    number = scene.space.feed.number
+    member = scene.enters(2)
+    assert scene.heard == []
+    assert scene.space.view(member) == Member(id=member, name="Person 2", handle="p2")
+    ((batch, to),) = batches(scene)
+    assert to is None
+    count = frames.encode_update(frames.ListenersUpdate(count=1))
+    assert batch.updates[number:] == [count]
+    assert scene.does(member, frames.Leave) == [Left(member)]
 
 
-def test_the_hand() -> None:
-    space, _ = opened()
-    member = enters(space, "Bo")
-    effects = act(space, member, frames.RaiseHand)
-    raised = Member(id=member, name="Bo", hand=True)
-    assert effects[1:] == [Tell(member, frames.You(you=raised))]
-    assert raised in space.snapshot().members
-    number = space.feed.number
-    act(space, member, frames.RaiseHand)
-    assert space.feed.number == number  # raising a raised hand changes nothing
-    act(space, member, frames.LowerHand)
-    assert member not in {m.id for m in space.snapshot().members}
-    assert space.feed.after(number) == [
-        frames.encode_update(frames.MemberUpdate(member=Member(id=member, name="Bo")))
-    ]
+def test_a_guest_listens() -> None:
+    scene = Scene()
+    member = scene.enters("  Jose\u0301 ")
+    assert scene.space.view(member) == Member(id=member, name="José", role=Role.GUEST)
+    assert scene.space.member_of(scene.askers[member].key) == member
+    assert scene.space.member_of(b"nobody") is None
+    scene.locked_out(ErrorCode.BAD_TEXT, "Bo", name="\x1b[2J")
+    scene.locked_out(ErrorCode.NO_ACCOUNT, "Bo", scene.invite(Role.SPEAKER))
 
 
-def test_a_snapshot_holds_only_so_many_hands() -> None:
-    space, host = opened(stage_size=32)
-    token = invite(space, host)
-    for i in range(31):
-        enters(space, f"s{i}".ljust(frames.MAX_NAME_CHARS, "𝄞"), invite=token)
-    raised = [enters(space, f"l{i}".ljust(frames.MAX_NAME_CHARS, "𝄞")) for i in range(MAX_HANDS)]
-    late = enters(space, "late")
-    for member in raised:
-        act(space, member, frames.RaiseHand)
-    joined = frames.Joined(
-        re=ID, space="s" * 32, you=space.view(raised[0]), snapshot=space.snapshot()
-    )
-    assert len(frames.encode(joined)) <= frames.MAX_FRAME_BYTES
-    refused(space, late, ErrorCode.HANDS_FULL, frames.RaiseHand)
-    act(space, raised[0], frames.RaiseHand)  # it is up already
-    act(space, raised[1], frames.LowerHand)
-    act(space, late, frames.RaiseHand)
-
-
-def test_bringing_up_needs_a_hand() -> None:
-    space, host = opened()
-    member = enters(space, "Bo")
-    refused(space, host, ErrorCode.NO_HAND, frames.BringUp, member=member)
-    act(space, member, frames.RaiseHand)
-    number = space.feed.number
-    effects = act(space, host, frames.BringUp, member=member)
-    up = Member(id=member, name="Bo", role=Role.SPEAKER, seat=1)
-    assert effects[1:] == [SourceAdded(member, 1), Tell(member, frames.You(you=up))]
-    assert space.view(member) == up
-    assert space.feed.after(number) == [
-        frames.encode_update(frames.MemberUpdate(member=up)),
-        frames.encode_update(frames.ListenersUpdate(count=0)),
-    ]
-
-
-def test_bringing_up_needs_a_place() -> None:
-    space, host = opened(stage_size=2)
-    first, second = enters(space, "Bo"), enters(space, "Cy")
-    for member in (first, second):
-        act(space, member, frames.RaiseHand)
-    act(space, host, frames.BringUp, member=first)
-    refused(space, host, ErrorCode.STAGE_FULL, frames.BringUp, member=second)
-    act(space, host, frames.TakeDown, member=first)
-    act(space, host, frames.BringUp, member=second)
-
-
-def test_taking_down() -> None:
-    space, roles = cast()
-    host, speaker = roles[Role.HOST][0], roles[Role.SPEAKER][0]
-    effects = act(space, host, frames.TakeDown, member=speaker)
-    down = Member(id=speaker, name="speaker 0")
-    assert effects[1:] == [SourceRemoved(speaker), Tell(speaker, frames.You(you=down))]
-    assert space.snapshot().listeners == 3
-
-
-def test_taking_down_somebody_muted_has_no_source_to_remove() -> None:
-    space, roles = cast()
-    host, speaker = roles[Role.HOST][0], roles[Role.SPEAKER][0]
-    act(space, speaker, frames.Mute)
-    effects = act(space, host, frames.TakeDown, member=speaker)
-    assert not any(isinstance(e, SourceRemoved) for e in effects)
-    act(space, speaker, frames.RaiseHand)
-    effects = act(space, host, frames.BringUp, member=speaker)  # the mute is over with the seat
-    assert any(isinstance(e, SourceAdded) for e in effects)
-
-
-def test_appointing_and_dismissing_keep_seat_and_source() -> None:
-    space, roles = cast()
-    host, speaker = roles[Role.HOST][0], roles[Role.SPEAKER][0]
-    seat = space.view(speaker).seat
-    for kind, role in ((frames.Appoint, Role.CO_HOST), (frames.Dismiss, Role.SPEAKER)):
-        effects = act(space, host, kind, member=speaker)
-        view = space.view(speaker)
-        assert effects[1:] == [Tell(speaker, frames.You(you=view))]
-        assert (view.role, view.seat) == (role, seat)
-
-
-def test_muting() -> None:
-    space, roles = cast()
-    host, speaker = roles[Role.HOST][0], roles[Role.SPEAKER][0]
-    effects = act(space, host, frames.Mute, member=speaker)
-    you = Tell(speaker, frames.You(you=space.view(speaker)))
-    assert effects[1:] == [SourceRemoved(speaker), you]
-    assert space.view(speaker).muted
-    number = space.feed.number
-    assert act(space, host, frames.Mute, member=speaker)[1:] == [you]
-    assert space.feed.number == number  # muting the muted changes nothing
-    effects = act(space, speaker, frames.Unmute)
-    seat = space.view(speaker).seat
-    assert isinstance(seat, int)
-    assert SourceAdded(speaker, seat) in effects
-    assert not space.view(speaker).muted
-
-
-def test_nobody_unmutes_others() -> None:
-    assert "member" not in frames.Unmute.__struct_fields__
-
-
-def test_an_invite_lets_speak_at_once() -> None:
-    space, host = opened()
-    token = invite(space, host)
-    member, effects = space.enter("Bo", b"b", token, NOW)
-    assert effects == [SourceAdded(member, 1)]
-    assert space.view(member).role is Role.SPEAKER
-
-
-def test_a_bad_invite() -> None:
-    space, _ = opened()
-    before = state(space)
-    with pytest.raises(RefusedError) as error:
-        space.enter("Bo", b"b", "made up", NOW)
-    assert error.value.code == ErrorCode.BAD_INVITE
-    assert state(space) == before
-
-
-def test_an_invite_to_a_full_stage() -> None:
-    space, host = opened(stage_size=1)
-    token = invite(space, host)
-    before = state(space)
-    with pytest.raises(RefusedError) as error:
-        space.enter("Bo", b"b", token, NOW)
-    assert error.value.code == ErrorCode.STAGE_FULL
-    assert state(space) == before
-
-
-def test_the_oldest_invite_gives_way() -> None:
-    space, host = opened()
-    first = invite(space, host)
-    second = invite(space, host)
-    tokens = {invite(space, host) for _ in range(MAX_INVITES - 1)}
-    assert len(tokens | {first, second}) == MAX_INVITES + 1
-    with pytest.raises(RefusedError):
-        space.enter("Bo", b"b", first, NOW)
-    enters(space, "Bo", invite=second)
+def test_names_come_from_the_account() -> None:
+    scene = Scene()
+    member = scene.enters(2, name="The Host")
+    assert scene.space.view(member).name == "Person 2"
 
 
 def test_a_full_space() -> None:
-    space, _ = opened(max_members=2)
-    enters(space, "Bo")
-    before = state(space)
-    with pytest.raises(RefusedError) as error:
-        space.enter("Cy", b"c", None, NOW)
-    assert error.value.code == ErrorCode.SPACE_FULL
-    assert state(space) == before
-    enters(space, "Bo")  # whoever is in may come back
+    scene = Scene(max_members=3)
+    speaker = scene.speaker(2)
+    scene.took(scene.space.lost(speaker, scene.now))
+    scene.enters(3)
+    scene.locked_out(ErrorCode.SPACE_FULL, 4)
+    scene.enters(3, device=1)  # whoever is in may come back
+    scene.enters(2)  # and the kept place was counted
 
 
-@pytest.mark.parametrize(
-    "name",
-    [" ", "\x1b[2J", "a\nb", "a\u202eb", "a\u2028b", "\u200b", "\u0958" * frames.MAX_NAME_CHARS],
-    ids=["blank", "escape", "newline", "bidi", "separator", "invisible", "grows in NFC"],
-)
-def test_names_that_are_refused(name: str) -> None:
-    space, _ = opened()
-    before = state(space)
-    with pytest.raises(RefusedError) as error:
-        space.enter(name, b"b", None, NOW)
-    assert error.value.code == ErrorCode.BAD_TEXT
-    assert state(space) == before
+def test_followers_only() -> None:
+    scene = Scene(Settings(visibility=Visibility.FOLLOWERS))
+    scene.locked_out(ErrorCode.FOLLOWERS_ONLY, 2)
+    scene.locked_out(ErrorCode.FOLLOWERS_ONLY, "a guest")
+    scene.locked_out(ErrorCode.BAD_INVITE, 2, "made-up")
+    scene.town.followed.add((2, 1))
+    scene.enters(2)
+    scene.enters(3, scene.invite(Role.LISTENER))
+    scene.enters("a guest", scene.invite(Role.LISTENER))
+    scene.town.followed.clear()
+    scene.enters(2, device=1)  # is here
 
 
-def test_names_are_normalised() -> None:
-    space, _ = opened()
-    assert space.view(enters(space, "  Jose\u0301 ")).name == "José"
+@pytest.mark.parametrize("visibility", [Visibility.PUBLIC, Visibility.LINK])
+def test_whoever_has_the_link_may_come(visibility: Visibility) -> None:
+    Scene(Settings(visibility=visibility)).enters(2)
+
+
+def test_a_warning_before_hearing_somebody_whom_one_blocked() -> None:
+    scene = Scene()
+    speaker = scene.speaker(2)
+    scene.town.blocked.add((3, 2))
+    assert "Person 2" in scene.locked_out(ErrorCode.SOMEONE_BLOCKED, 3)
+    member = scene.enters(3, despite_blocked=True)
+    assert gains(scene.heard) == {(member, speaker, 0.0)}
+    scene.town.blocked = {(2, 4)}  # whoever was blocked is not told
+    member = scene.enters(4)
+    assert gains(scene.heard) == {(member, speaker, 0.0)}
+
+
+def test_checking_entry_says_which_invite_is_used() -> None:
+    scene = Scene()
+    token = scene.invite()
+    asker = scene.town.asker(2)
+    request = frames.Join(id=ID, space="room", invite=token)
+    invite = scene.space.check_entry(asker, request, scene.now)
+    assert invite is not None
+    assert (invite.token, invite.uses, invite.issuer) == (token, 0, 1)
+    assert scene.space.check_entry(asker, frames.Join(id=ID, space="room"), scene.now) is None
+    assert scene.space.member_of(2) is None
+
+
+# -- going ----------------------------------------------------------------------------------------
 
 
 def test_leaving() -> None:
-    space, roles = cast()
-    speaker, listener = roles[Role.SPEAKER][0], roles[Role.LISTENER][0]
-    assert act(space, speaker, frames.Leave)[1:] == [SourceRemoved(speaker), Left(speaker)]
-    assert act(space, listener, frames.Leave)[1:] == [Left(listener)]
-    assert len(space) == 5
-    assert {speaker, listener}.isdisjoint(people(space))
+    scene = Scene()
+    speaker, listener = scene.speaker(2), scene.enters(3)
+    effects = scene.does(speaker, frames.Leave)
+    assert saved(effects) == [Drop(StageRecord, {"space": "room", "account": 2})]
+    assert effects[1:] == [SourceRemoved(speaker), Left(speaker)]
+    assert scene.does(listener, frames.Leave) == [Left(listener)]
+    assert set(people(scene)) == {scene.host}
 
 
 def test_the_longest_serving_co_host_takes_over() -> None:
-    space, roles = cast()
-    (host,) = roles[Role.HOST]
-    first, second = roles[Role.CO_HOST]
-    act(space, host, frames.Dismiss, member=first)
-    act(space, host, frames.Appoint, member=first)  # begins anew
-    effects = space.leave(host, NOW)
-    assert space.view(second).role is Role.HOST
-    assert effects == [
-        SourceRemoved(host),
-        Left(host),
-        Tell(second, frames.You(you=space.view(second))),
-    ]
-    assert not space.ended
-    act(space, second, frames.Leave)
-    assert space.view(first).role is Role.HOST
+    scene = Scene()
+    first, second = scene.co_host(2), scene.co_host(3)
+    scene.does(scene.host, frames.Dismiss, member=first)
+    scene.does(scene.host, frames.Appoint, member=first)  # begins anew
+    effects = scene.took(scene.space.leave(scene.host, scene.now))
+    assert scene.space.view(second).role is Role.HOST
+    assert scene.space.record.host == 3
+    assert told(effects, frames.You) == [second]
+    assert not scene.space.ended
+    scene.does(second, frames.Leave)
+    assert scene.space.view(first).role is Role.HOST
 
 
 def test_without_a_co_host_the_space_ends() -> None:
-    space, host = opened()
-    listener = enters(space, "Bo")
-    effects = act(space, host, frames.Leave)
-    assert space.ended
-    assert effects[1:3] == [SourceRemoved(host), Left(host)]
-    assert [e.member for e in effects if isinstance(e, Tell)] == [listener]
-    assert isinstance(effects[-1], SpaceEnded)
+    scene = Scene()
+    scene.speaker(2)
+    listener = scene.enters(3)
+    effects = scene.does(scene.host, frames.Leave)
+    assert scene.space.ended
+    assert told(effects, frames.Ended) == [2, listener]
+    assert effects[-1] == SpaceEnded("the host has left")
 
 
-def test_closing_tells_all() -> None:
-    space, roles = cast()
-    effects = act(space, roles[Role.HOST][0], frames.Close)
-    told = [e.member for e in effects if isinstance(e, Tell) and isinstance(e.frame, frames.Ended)]
-    assert sorted(told) == sorted(itertools.chain(*roles.values()))
-    assert isinstance(effects[-1], SpaceEnded)
-    assert space.ended
+def test_the_hosts_place_is_kept_for_a_while() -> None:
+    scene = Scene(grace_s=60)
+    co_host = scene.co_host(2)
+    effects = scene.took(scene.space.lost(scene.host, scene.now))
+    assert effects == [SourceRemoved(scene.host), Left(scene.host)]
+    assert scene.space.due_ns is not None
+    assert scene.after(59.9) == []
+    assert scene.space.view(co_host).role is Role.CO_HOST
+    back = scene.enters(1, device=1)
+    assert scene.space.view(back).role is Role.HOST
+    assert saved(scene.heard) == []  # it was never given away
+    scene.after(60)
+    assert scene.space.view(back).role is Role.HOST
+
+
+def test_a_host_who_is_gone_for_too_long_is_followed_by_a_co_host_who_is_here() -> None:
+    scene = Scene(grace_s=60)
+    gone, here = scene.co_host(2), scene.co_host(3)
+    scene.took(scene.space.lost(scene.host, scene.now))
+    scene.took(scene.space.lost(gone, scene.now))
+    effects = scene.after(60)
+    assert scene.space.view(here).role is Role.HOST
+    assert told(effects, frames.You) == [here]
+    assert scene.space.view(scene.enters(1)).role is Role.LISTENER
+    assert scene.space.view(scene.enters(2)).role is Role.LISTENER
+
+
+def test_a_space_whose_host_is_gone_for_too_long_ends() -> None:
+    scene = Scene(grace_s=60)
+    scene.speaker(2)
+    scene.took(scene.space.lost(scene.host, scene.now))
+    assert SpaceEnded("the host is gone") in scene.after(60)
+    assert scene.space.due_ns is None
+
+
+def test_a_speakers_place_is_kept_for_a_while() -> None:
+    scene = Scene(stage_size=2, grace_s=60)
+    speaker, listener = scene.speaker(2), scene.enters(3)
+    scene.does(scene.host, frames.Mute, member=speaker)
+    scene.took(scene.space.lost(speaker, scene.now))
+    assert {m.id for m in scene.space.snapshot().members} == {scene.host}
+    assert scene.space.stage_accounts() == {1}
+    scene.does(listener, frames.RaiseHand)
+    scene.refused(ErrorCode.STAGE_FULL, scene.host, frames.BringUp, member=listener)
+    back = scene.enters(2)
+    view = scene.space.view(back)
+    assert (view.role, view.muted, view.held) == (Role.SPEAKER, True, True)
+    assert mixing(scene.heard) == []
+    scene.took(scene.space.lost(back, scene.now))
+    effects = scene.after(60)
+    assert saved(effects) == [Drop(StageRecord, {"space": "room", "account": 2})]
+    scene.does(scene.host, frames.BringUp, member=listener)
+
+
+def test_a_listener_who_is_lost_is_gone() -> None:
+    scene = Scene()
+    member = scene.enters(2)
+    scene.does(member, frames.RaiseHand)
+    assert scene.took(scene.space.lost(member, scene.now)) == [Left(member)]
+    assert scene.space.view(scene.enters(2)).hand == 0
 
 
 @pytest.mark.parametrize("role", Role)
 def test_the_same_person_on_another_device(role: Role) -> None:
-    space, roles = cast(stage_size=5)  # full
-    old = roles[role][0]
-    before = space.view(old)
-    new, effects = space.enter("again", before.name.encode(), None, NOW)
-    view = space.view(new)
-    assert view.role is before.role
-    assert Left(old) in effects
-    assert old not in people(space)
+    scene = Scene(stage_size=3)  # full
+    who: dict[Role, int | str] = {
+        Role.HOST: 1,
+        Role.CO_HOST: 2,
+        Role.SPEAKER: 3,
+        Role.LISTENER: 4,
+        Role.GUEST: "guest",
+    }
+    scene.co_host(2)
+    scene.speaker(3)
+    scene.enters(4)
+    scene.enters("guest")
+    old = scene.space.member_of(scene.town.asker(who[role]).who)
+    assert old is not None
+    new = scene.enters(who[role], device=1)
+    view = scene.space.view(new)
+    assert view.role is role
+    assert saved(scene.heard) == []
     if role.on_stage:
         assert isinstance(view.seat, int)
-        assert effects == [SourceRemoved(old), Left(old), SourceAdded(new, view.seat)]
+        assert scene.heard == [SourceRemoved(old), Left(old), SourceAdded(new, view.seat)]
     else:
-        assert effects == [Left(old)]
-    assert not space.ended
-
-
-def test_seats_are_never_taken_twice() -> None:
-    space, host = opened(stage_size=4)
-    member = enters(space, "Bo")
-    for _ in range(2 * SEATS):
-        act(space, member, frames.RaiseHand)
-        act(space, host, frames.BringUp, member=member)
-        assert space.view(member).seat != space.view(host).seat
-        act(space, host, frames.TakeDown, member=member)
-
-
-def test_a_seat_is_not_reused_soon() -> None:
-    space, host = opened()
-    member = enters(space, "Bo")
-    seats = []
-    for _ in range(SEATS - 1):
-        act(space, member, frames.RaiseHand)
-        act(space, host, frames.BringUp, member=member)
-        seats.append(space.view(member).seat)
-        act(space, host, frames.TakeDown, member=member)
-    assert len(set(seats)) == SEATS - 1
-
-
-def test_the_roster_has_pages() -> None:
-    space, host = opened()
-    for i in range(2 * frames.MAX_PAGE):
-        enters(space, f"listener {i}")
-    (answer,) = act(space, host, frames.Roster)
-    assert isinstance(answer, Answer)
-    assert isinstance(answer.frame, frames.RosterPage)
-    assert len(answer.frame.members) == frames.MAX_PAGE
-    assert answer.frame.more
-    found = people(space)
-    assert len(found) == 2 * frames.MAX_PAGE + 1
-    assert list(found) == sorted(found)
-
-
-def test_catching_up_and_looking() -> None:
-    space, roles = cast()
-    (host,) = roles[Role.HOST]
-    (answer,) = act(space, host, frames.CatchUp, after=3)
-    assert isinstance(answer, Answer)
-    assert answer.frame == frames.Updates(re=ID, first=4, updates=space.feed.after(3) or [])
-    refused(space, host, ErrorCode.TOO_OLD, frames.CatchUp, after=space.feed.number + 1)
-    (answer,) = act(space, host, frames.Look)
-    assert isinstance(answer, Answer)
-    assert answer.frame == frames.State(re=ID, you=space.view(host), snapshot=space.snapshot())
-
-
-# -- anything at all, in any order ----------------------------------------------------------------
-
-KINDS = st.sampled_from([*REQUESTS.values(), frames.Roster, frames.CatchUp, frames.Look])
-PEOPLE = 8
-STAGE = 4
-
-
-class AnyEvening(RuleBasedStateMachine):
-    """Random people make random requests; whoever follows what is told knows what is true."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_ns = 0
-        self.open()
-
-    def open(self) -> None:
-        self.space = Space("room", "a title", os.urandom, stage_size=STAGE, max_members=PEOPLE - 1)
-        self.members: set[int] = set()
-        self.sources: dict[int, int] = {}
-        self.mine: dict[int, Member] = {}  # what each was told of themselves, unasked
-        self.tokens: list[str] = ["made up"]
-        host, effects = self.space.enter("host", b"0", None, self.now_ns, host=True)
-        self.follow(effects, host)
-        self.view = SpaceView()
-        self.view.take(self.space.view(host), self.space.snapshot())
-        self.space.feed.take()
-        self.slow = copy.deepcopy(self.view)  # follows the batches, not each update
-
-    def follow(self, effects: list[Effect], entered: int | None = None) -> None:
-        if entered is not None:
-            self.members.add(entered)
-            self.mine[entered] = self.space.view(entered)
-        for effect in effects:
-            match effect:
-                case SourceAdded(member, seat):
-                    assert member not in self.sources
-                    self.sources[member] = seat
-                case SourceRemoved(member):
-                    del self.sources[member]
-                case Left(member):
-                    self.members.remove(member)
-                    assert member not in self.sources
-                    del self.mine[member]
-                case Tell(member, frames.You(you=you)):
-                    assert member in self.members
-                    self.mine[member] = you
-                case Tell(member, frame):
-                    assert isinstance(frame, frames.Ended)
-                    assert member in self.members
-        assert any(isinstance(e, SpaceEnded) for e in effects) == self.space.ended
-
-    @rule(who=st.integers(0, PEOPLE - 1), token=st.none() | st.integers(0, 3))
-    @precondition(lambda self: not self.space.ended)
-    def enter(self, who: int, token: int | None) -> None:
-        given = None if token is None else self.tokens[-1 - token % len(self.tokens)]
-        before = state(self.space)
-        try:
-            entered, effects = self.space.enter(f"p{who}", b"%d" % who, given, self.now_ns)
-        except RefusedError:
-            assert state(self.space) == before
-            return
-        self.follow(effects, entered)
-
-    @rule(who=st.integers(0, PEOPLE - 1), kind=KINDS, whom=st.none() | st.integers(0, PEOPLE))
-    @precondition(lambda self: not self.space.ended)
-    def ask(self, who: int, kind: type[frames.Request], whom: int | None) -> None:
-        members = sorted(self.members)
-        (host,) = (m for m in members if self.mine[m].role is Role.HOST)
-        me = host if who % 2 else members[who // 2 % len(members)]  # hosts have more to do
-        fields = {}
-        if "member" in kind.__struct_fields__:
-            if whom is not None:
-                fields["member"] = members[whom % len(members)] if whom < PEOPLE else 999_999
-            elif kind in (frames.BringUp, frames.Appoint):
-                fields["member"] = me
-        if kind is frames.CatchUp:
-            fields["after"] = (whom or 0) * 5
-        before = state(self.space)
-        try:
-            effects = self.space.handle(me, request(kind, **fields), self.now_ns)
-        except RefusedError:
-            assert state(self.space) == before
-            return
-        answers = [e for e in effects if isinstance(e, Answer)]
-        assert len(answers) == 1
-        if isinstance(answers[0].frame, frames.Invited):
-            self.tokens.append(answers[0].frame.invite)
-        self.follow(effects)
-
-    @rule(who=st.integers(0, PEOPLE - 1))
-    @precondition(lambda self: not self.space.ended)
-    def is_lost(self, who: int) -> None:
-        members = sorted(self.members)
-        self.follow(self.space.leave(members[who % len(members)], self.now_ns))
-
-    @rule(ms=st.sampled_from([20, 60, 150]))
-    def time_passes(self, ms: int) -> None:
-        self.now_ns += ms * MS
-        if self.space.ended or not self.space.feed.due(self.now_ns):
-            return
-        for data in self.space.feed.take():
-            batch = decode_feed(data)
-            assert batch.first == self.slow.number + 1
-            assert self.slow.apply(batch.first, batch.updates)
-        self.agrees(self.slow)
-
-    @rule()
-    @precondition(lambda self: self.space.ended)
-    def begins_again(self) -> None:
-        self.open()
-
-    def agrees(self, view: SpaceView) -> None:
-        snapshot = self.space.snapshot()
-        assert view.number == snapshot.number == self.space.feed.number
-        assert view.members == {m.id: m for m in snapshot.members}
-        assert view.listeners == snapshot.listeners
-
-    @invariant()
-    def what_is_told_is_true(self) -> None:
-        if self.space.ended:
-            return
-        first = self.view.number + 1
-        updates = self.space.feed.after(self.view.number)
-        assert updates is not None
-        self.view.apply(first, updates)
-        self.agrees(self.view)
-        assert not self.view.behind
-
-    @invariant()
-    def roles_and_seats_are_in_order(self) -> None:
-        if self.space.ended:
-            return
-        everybody = people(self.space)
-        assert set(everybody) == self.members
-        assert len(self.space) == len(everybody) <= PEOPLE - 1
-        assert self.mine == everybody
-        stage = [m for m in everybody.values() if m.role.on_stage]
-        assert sum(m.role is Role.HOST for m in stage) == 1
-        assert len(stage) <= STAGE
-        seats = [m.seat for m in stage]
-        assert all(isinstance(seat, int) for seat in seats)
-        assert len(set(seats)) == len(seats)
-        listed = {m.id for m in self.space.snapshot().members}
-        assert listed == {m.id for m in everybody.values() if m.role.on_stage or m.hand}
-        assert not any(m.hand for m in stage)
-        assert self.sources == {m.id: m.seat for m in stage if not m.muted}
-
-
-AnyEvening.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
-TestAnyEvening = AnyEvening.TestCase
+        assert scene.heard == [Left(old)]
+    assert scene.space.member_of(scene.askers[new].who) == new
 
 
 def test_whoever_comes_twice_stays_muted() -> None:
-    space = Space("id", "title", os.urandom)
-    host, _ = space.enter("Ada", b"ada", None, NOW, host=True)
-    space.handle(host, frames.Mute(id=1), NOW)
-    again, effects = space.enter("Ada", b"ada", None, NOW)
-    assert (space.view(again).role, space.view(again).muted) == (Role.HOST, True)
-    assert not [e for e in effects if isinstance(e, SourceAdded)]
-    assert len(space) == 1
+    scene = Scene()
+    scene.does(scene.host, frames.Mute)
+    again = scene.enters(1, device=1)
+    assert (scene.space.view(again).role, scene.space.view(again).muted) == (Role.HOST, True)
+    assert mixing(scene.heard) == []
+    assert len(scene.space) == 1
+
+
+def test_the_expelled_lose_their_place_at_once() -> None:
+    scene = Scene()
+    speaker = scene.speaker(2)
+    assert mixing(scene.took(scene.space.expel(2, scene.now))) == [SourceRemoved(speaker)]
+    assert scene.space.view(scene.enters(2)).role is Role.LISTENER
+    lost = scene.speaker(3)
+    scene.took(scene.space.lost(lost, scene.now))
+    scene.took(scene.space.expel(3, scene.now))
+    assert scene.space.view(scene.enters(3)).role is Role.LISTENER
+    assert scene.took(scene.space.expel(99, scene.now)) == []
+    assert SpaceEnded("the host is gone") in scene.took(scene.space.expel(1, scene.now))
+
+
+def test_closing_tells_all_and_leaves_what_the_policy_lists() -> None:
+    scene = Scene()
+    members = [scene.host, scene.co_host(2), scene.speaker(3), scene.enters(4), scene.enters("g")]
+    gone = scene.enters(5)
+    scene.does(scene.host, frames.Remove, member=gone)
+    scene.invite()
+    scene.does(scene.host, frames.Chat, text="a secret line")
+    scene.does(scene.host, frames.React, emoji="🔥")
+    effects = scene.does(scene.host, frames.Close)
+    assert told(effects, frames.Ended) == members
+    assert effects[-1] == SpaceEnded("the host closed it")
+    (record,) = scene.image.of(SpaceRecord)
+    assert (record.state, record.ended_s) == (SpaceState.ENDED, scene.now.utc_s)
+    assert scene.image.of(StageRecord) == scene.image.of(InviteRecord) == []
+    assert [r.account for r in scene.image.of(RemovalRecord)] == [5]
+    assert len(scene.space) == 0
+    assert scene.space.batches(at(3600).ns) == []
+    scene.locked_out(ErrorCode.SPACE_ENDED, 6)
+    with pytest.raises(RefusedError) as error:
+        scene.space.handle(scene.host, scene.askers[1], frames.Look(id=ID), scene.now)
+    assert error.value.code == ErrorCode.SPACE_ENDED
+    assert scene.took(scene.space.end("again", scene.now)) == []
+
+
+# -- after a restart of the server ----------------------------------------------------------------
+
+
+def test_a_restart_keeps_roles_settings_removals_and_invites() -> None:
+    scene = Scene(grace_s=60)
+    scene.co_host(2)
+    scene.does(scene.host, frames.Mute, member=scene.speaker(3))
+    scene.does(scene.host, frames.Configure, title="new title", slow_s=7)
+    scene.does(scene.host, frames.Remove, member=scene.enters(4))
+    scene.does(scene.host, frames.Remove, member=scene.enters("guest"))
+    token = scene.invite()
+    scene.space = scene.restored()
+    assert scene.space.snapshot().title == "new title"
+    assert scene.space.snapshot().settings.slow_s == 7
+    assert scene.space.snapshot().members == []
+    scene.locked_out(ErrorCode.REMOVED, 4)
+    scene.locked_out(ErrorCode.REMOVED, "guest")
+    scene.enters(5, token)
+    views = [scene.space.view(scene.enters(who)) for who in (1, 2, 3)]
+    assert [v.role for v in views] == [Role.HOST, Role.CO_HOST, Role.SPEAKER]
+    assert [v.held for v in views] == [False, False, True]
+
+
+def test_who_does_not_come_back_after_a_restart_loses_the_place() -> None:
+    scene = Scene(grace_s=60)
+    scene.co_host(2)
+    scene.space = scene.restored()
+    scene.enters(2)
+    scene.after(60)
+    co_host = scene.space.member_of(2)
+    assert co_host is not None
+    assert scene.space.view(co_host).role is Role.HOST
+    scene = Scene(grace_s=60)
+    scene.space = scene.restored()
+    assert SpaceEnded("the host is gone") in scene.after(60)
+
+
+# -- the stage ------------------------------------------------------------------------------------
+
+
+def test_the_hand() -> None:
+    scene = Scene()
+    member = scene.enters(2)
+    effects = scene.does(member, frames.RaiseHand)
+    raised = Member(id=member, name="Person 2", handle="p2", hand=START.utc_s)
+    assert effects == [Tell(member, frames.You(you=raised))]
+    assert raised in scene.space.snapshot().members
+    number = scene.space.feed.number
+    scene.after(10)
+    scene.does(member, frames.RaiseHand)
+    assert scene.space.feed.number == number  # raising a raised hand changes nothing
+    scene.does(scene.host, frames.LowerHand, member=member)
+    assert member not in {m.id for m in scene.space.snapshot().members}
+    down = frames.MemberUpdate(member=Member(id=member, name="Person 2", handle="p2"))
+    assert updates(scene, member, number) == [down]
+
+
+def test_hands_are_in_the_order_of_raising() -> None:
+    scene = Scene()
+    members = [scene.enters(who) for who in (2, 3, 4)]
+    for member in reversed(members):
+        scene.does(member, frames.RaiseHand)
+    scene.does(members[1], frames.LowerHand)
+    scene.does(members[1], frames.RaiseHand)
+    hands = [m.id for m in scene.space.snapshot().members if m.hand]
+    assert hands == [members[2], members[0], members[1]]
+
+
+def test_snapshots_and_pages_of_the_longest_names_fit_a_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(EVERYONE, stage_size=MAX_STAGE)
+    account = scene.town.account
+    full = {"name": "𝄞" * frames.MAX_NAME_CHARS, "handle": "𐐨" * frames.MAX_HANDLE_CHARS}
+    monkeypatch.setattr(
+        scene.town, "account", lambda who: msgspec.structs.replace(account(who), **full)
+    )
+    members = [scene.enters(who) for who in range(2, MAX_STAGE + MAX_HANDS + 2)]
+    for member in members[: MAX_STAGE - 1]:
+        scene.does(member, frames.StepUp)
+        scene.does(scene.host, frames.Mute, member=member)
+    for member in members[MAX_STAGE - 1 : -1]:
+        scene.does(member, frames.RaiseHand)
+    scene.refused(ErrorCode.HANDS_FULL, members[-1], frames.RaiseHand)
+    scene.does(members[-2], frames.RaiseHand)  # it is up already
+    scene.does(scene.host, frames.Configure, title="𝄞" * frames.MAX_TITLE_CHARS)
+    joined = scene.space.joined(ID, members[0])
+    assert len(joined.snapshot.members) == MAX_STAGE + MAX_HANDS
+    assert len(frames.encode(joined)) <= frames.MAX_FRAME_BYTES
+    page = scene.asks(members[0], frames.Roster)
+    assert len(page.members) == ROSTER_PAGE <= frames.MAX_PAGE
+    assert len(frames.encode(page)) <= frames.MAX_FRAME_BYTES
+
+
+def test_bringing_up_needs_a_hand_and_a_place() -> None:
+    scene = Scene(stage_size=2)
+    first, second = scene.enters(2), scene.enters(3)
+    scene.refused(ErrorCode.NO_HAND, scene.host, frames.BringUp, member=first)
+    for member in (first, second):
+        scene.does(member, frames.RaiseHand)
+    effects = scene.does(scene.host, frames.BringUp, member=first)
+    up = Member(id=first, name="Person 2", handle="p2", role=Role.SPEAKER, seat=1)
+    assert effects[1:] == [SourceAdded(first, 1), Tell(first, frames.You(you=up))]
+    assert [p.record.account for p in saved(effects)] == [2]
+    scene.refused(ErrorCode.STAGE_FULL, scene.host, frames.BringUp, member=second)
+    scene.does(scene.host, frames.TakeDown, member=first)
+    scene.does(scene.host, frames.BringUp, member=second)
+
+
+def test_an_offer_to_speak() -> None:
+    scene = Scene(stage_size=3)
+    listener = scene.enters(2)
+    scene.refused(ErrorCode.NOT_OFFERED, listener, frames.Accept)
+    scene.refused(ErrorCode.NOT_OFFERED, listener, frames.Decline)
+    offered = Tell(listener, frames.Offered(by=scene.host))
+    assert scene.does(scene.host, frames.Offer, member=listener) == [offered]
+    assert scene.does(listener, frames.Decline) == [
+        Tell(scene.host, frames.Declined(member=listener))
+    ]
+    scene.refused(ErrorCode.NOT_OFFERED, listener, frames.Accept)
+    scene.does(scene.host, frames.Offer, member=listener)
+    scene.does(listener, frames.Accept)
+    assert scene.space.view(listener).role is Role.SPEAKER
+    scene.does(listener, frames.TakeDown)
+    scene.refused(ErrorCode.NOT_OFFERED, listener, frames.Accept)  # it was used
+    third = scene.enters(3)
+    scene.does(scene.host, frames.Offer, member=third)
+    scene.speaker(4)
+    scene.speaker(5)
+    scene.refused(ErrorCode.STAGE_FULL, third, frames.Accept)
+    scene.does(scene.space.member_of(4) or 0, frames.TakeDown)
+    scene.does(third, frames.Accept)  # it still holds
+
+
+def test_offers_have_a_limit() -> None:
+    scene = Scene()
+    members = [scene.enters(who) for who in range(2, MAX_OFFERS + 3)]
+    for member in members[:-1]:
+        scene.does(scene.host, frames.Offer, member=member)
+    scene.refused(ErrorCode.TOO_MANY, scene.host, frames.Offer, member=members[-1])
+    scene.does(scene.host, frames.Offer, member=members[0])
+    scene.does(members[0], frames.Leave)
+    scene.does(scene.host, frames.Offer, member=members[-1])
+
+
+def test_offers_and_blocks() -> None:
+    scene = Scene()
+    listener = scene.enters(2)
+    scene.town.blocked.add((2, 1))
+    assert scene.does(scene.host, frames.Offer, member=listener) == []  # nobody notices
+    scene.refused(ErrorCode.NOT_OFFERED, listener, frames.Accept)
+    scene.town.blocked = {(1, 2)}
+    scene.refused(ErrorCode.BLOCKED, scene.host, frames.Offer, member=listener)
+
+
+def test_stepping_up() -> None:
+    scene = Scene(stage_size=3)
+    first, second, third = (scene.enters(who) for who in (2, 3, 4))
+    scene.refused(ErrorCode.NOT_ALLOWED, first, frames.StepUp)
+    scene.does(scene.host, frames.Configure, who_speaks=WhoSpeaks.FOLLOWED)
+    scene.refused(ErrorCode.NOT_ALLOWED, first, frames.StepUp)
+    scene.town.followed.add((1, 2))
+    scene.does(first, frames.StepUp)
+    scene.does(scene.host, frames.Configure, who_speaks=WhoSpeaks.EVERYONE)
+    scene.does(second, frames.StepUp)
+    scene.refused(ErrorCode.STAGE_FULL, third, frames.StepUp)
+
+
+def test_co_hosts_are_few() -> None:
+    scene = Scene()
+    scene.co_host(2)
+    second, third = scene.co_host(3), scene.speaker(4)
+    scene.refused(ErrorCode.CO_HOSTS_FULL, scene.host, frames.Appoint, member=third)
+    token = scene.invite(Role.CO_HOST)
+    scene.locked_out(ErrorCode.CO_HOSTS_FULL, 5, token)
+    scene.took(scene.space.lost(second, scene.now))
+    scene.refused(ErrorCode.CO_HOSTS_FULL, scene.host, frames.Appoint, member=third)
+
+
+def test_appointing_and_dismissing_keep_seat_and_source() -> None:
+    scene = Scene()
+    speaker = scene.speaker(2)
+    seat = scene.space.view(speaker).seat
+    for kind, role in ((frames.Appoint, Role.CO_HOST), (frames.Dismiss, Role.SPEAKER)):
+        effects = scene.does(scene.host, kind, member=speaker)
+        view = scene.space.view(speaker)
+        assert effects[1:] == [Tell(speaker, frames.You(you=view))]
+        assert (view.role, view.seat) == (role, seat)
+
+
+def test_handing_over() -> None:
+    scene = Scene()
+    speaker = scene.speaker(2)
+    effects = scene.does(scene.host, frames.HandOver, member=speaker)
+    assert scene.space.view(speaker).role is Role.HOST
+    assert scene.space.view(scene.host).role is Role.CO_HOST
+    assert sorted(told(effects, frames.You)) == [scene.host, speaker]
+    (record,) = scene.image.of(SpaceRecord)
+    assert record == scene.space.record
+    assert record.host == 2
+    full = Scene()
+    full.co_host(2)
+    full.co_host(3)
+    full.does(full.host, frames.HandOver, member=full.speaker(4))
+    assert full.space.view(full.host).role is Role.SPEAKER
+
+
+def test_a_new_host_can_always_unmute() -> None:
+    scene = Scene()
+    speaker = scene.speaker(2)
+    scene.does(scene.host, frames.Mute, member=speaker)
+    scene.does(scene.host, frames.HandOver, member=speaker)
+    assert scene.space.view(speaker).muted
+    scene.does(speaker, frames.Unmute)
+
+
+def test_muting_somebody_holds_them() -> None:
+    scene = Scene()
+    speaker = scene.speaker(2)
+    effects = scene.does(scene.host, frames.Mute, member=speaker)
+    you = Tell(speaker, frames.You(you=scene.space.view(speaker)))
+    assert effects[1:] == [SourceRemoved(speaker), you]
+    assert [(p.record.muted, p.record.held) for p in saved(effects)] == [(True, True)]
+    number = scene.space.feed.number
+    assert scene.does(scene.host, frames.Mute, member=speaker) == [you]
+    assert scene.space.feed.number == number  # muting the muted changes nothing
+    scene.refused(ErrorCode.MUTED_BY_MODERATOR, speaker, frames.Unmute)
+    assert mixing(scene.does(scene.host, frames.LetUnmute, member=speaker)) == []
+    seat = scene.space.view(speaker).seat
+    assert isinstance(seat, int)
+    assert mixing(scene.does(speaker, frames.Unmute)) == [SourceAdded(speaker, seat)]
+
+
+def test_muting_oneself_holds_nobody() -> None:
+    scene = Scene()
+    speaker = scene.speaker(2)
+    scene.does(speaker, frames.Mute)
+    scene.does(speaker, frames.Unmute)
+    scene.does(speaker, frames.Mute)
+    scene.does(scene.host, frames.Mute, member=speaker)  # now they are held
+    scene.refused(ErrorCode.MUTED_BY_MODERATOR, speaker, frames.Unmute)
+
+
+def test_free_unmute() -> None:
+    scene = Scene()
+    held, free = scene.speaker(2), scene.speaker(3)
+    scene.does(scene.host, frames.Mute, member=held)
+    scene.does(scene.host, frames.Configure, free_unmute=True)
+    assert scene.space.view(held).held
+    scene.does(held, frames.Unmute)
+    scene.does(scene.host, frames.Mute, member=free)
+    assert not scene.space.view(free).held
+    scene.does(free, frames.Unmute)
+
+
+@pytest.mark.parametrize("how", ["down and up", "leave and join", "other link"])
+def test_a_hold_is_not_shaken_off(how: str) -> None:
+    scene = Scene(EVERYONE)
+    token = scene.invite()
+    member = scene.enters(2, token)
+    scene.does(scene.host, frames.Mute, member=member)
+    if how == "down and up":
+        scene.does(member, frames.TakeDown)
+    else:
+        scene.does(member, frames.Leave)
+        member = scene.enters(2, scene.invite() if how == "other link" else token)
+    if how != "other link":
+        assert scene.space.view(member).role is Role.LISTENER
+        scene.does(member, frames.StepUp)
+    assert scene.space.view(member).held
+    scene.does(member, frames.TakeDown)
+    scene.does(member, frames.RaiseHand)
+    scene.does(scene.host, frames.BringUp, member=member)  # a moderator wants to hear them
+    assert not scene.space.view(member).muted
+
+
+def test_muting_all() -> None:
+    scene = Scene()
+    co_host, other, here, gone = scene.co_host(2), scene.co_host(3), scene.speaker(4), 5
+    scene.took(scene.space.lost(scene.speaker(gone), scene.now))
+    effects = scene.does(co_host, frames.MuteAll)
+    assert mixing(effects) == [SourceRemoved(here)]
+    assert told(effects, frames.You) == [here]
+    assert not scene.space.view(other).muted
+    assert scene.space.view(scene.enters(gone)).held
+    effects = scene.does(scene.host, frames.MuteAll)
+    assert mixing(effects) == [SourceRemoved(co_host), SourceRemoved(other)]
+    assert scene.space.speaks(scene.host)
+
+
+def test_taking_down() -> None:
+    scene = Scene()
+    speaker = scene.speaker(2)
+    effects = scene.does(scene.host, frames.TakeDown, member=speaker)
+    down = Member(id=speaker, name="Person 2", handle="p2")
+    assert effects[1:] == [SourceRemoved(speaker), Tell(speaker, frames.You(you=down))]
+    muted = scene.speaker(3)
+    scene.does(muted, frames.Mute)
+    assert mixing(scene.does(scene.host, frames.TakeDown, member=muted)) == []
+
+
+def test_seats_are_not_reused_soon_and_never_taken_twice() -> None:
+    scene = Scene(EVERYONE)
+    member = scene.enters(2)
+    seats: list[Any] = []
+    for _ in range(2 * SEATS):
+        scene.does(member, frames.StepUp)
+        seats.append(scene.space.view(member).seat)
+        scene.does(member, frames.TakeDown)
+    assert scene.space.view(scene.host).seat not in seats
+    assert len(set(seats[: SEATS - 1])) == SEATS - 1
+
+
+def test_settings() -> None:
+    scene = Scene()
+    number = scene.space.feed.number
+    effects = scene.does(scene.host, frames.Configure, title="  a café  ", chat=False)
+    (put,) = saved(effects)
+    assert put == Put(scene.space.record)
+    assert msgspec.msgpack.decode(put.record.settings, type=Settings) == Settings(chat=False)
+    assert updates(scene, scene.host, number) == [
+        frames.SettingsUpdate(title="a café", settings=Settings(chat=False))
+    ]
+    assert scene.does(scene.host, frames.Configure, chat=False) == []
+    scene.refused(ErrorCode.BAD_TEXT, scene.host, frames.Configure, title="\x1b[2J", slow_s=9)
+
+
+def test_a_new_name_is_told() -> None:
+    scene = Scene()
+    number = scene.space.feed.number
+    scene.town.names[1] = "Ada"
+    assert told(scene.took(scene.space.renamed(1, scene.now)), frames.You) == [scene.host]
+    (update,) = updates(scene, scene.host, number)
+    assert isinstance(update, frames.MemberUpdate)
+    assert update.member.name == "Ada"
+    assert scene.took(scene.space.renamed(99, scene.now)) == []
+
+
+@pytest.mark.parametrize("kind", [frames.BringUp, frames.Mute, frames.Remove, frames.SetVolume])
+def test_acting_on_nobody(kind: type[frames.Request]) -> None:
+    scene = Scene()
+    fields = {"percent": 5} if kind is frames.SetVolume else {}
+    scene.refused(ErrorCode.NO_SUCH_MEMBER, scene.host, kind, member=2**32 - 1, **fields)
+
+
+def test_requests_that_are_not_for_a_space() -> None:
+    scene = Scene()
+    for kind in (frames.Open, frames.WhoAmI):
+        scene.refused(ErrorCode.UNKNOWN_TYPE, scene.host, kind)
+
+
+# -- removal, blocks, volumes ---------------------------------------------------------------------
+
+
+def test_removal_sticks() -> None:
+    scene = Scene()
+    token = scene.invite()
+    speaker = scene.speaker(2)
+    effects = scene.does(scene.host, frames.Remove, member=speaker)
+    assert told(effects, frames.Removed) == [speaker]
+    assert effects.index(SourceRemoved(speaker)) < effects.index(Left(speaker))
+    assert [r.account for r in scene.image.of(RemovalRecord)] == [2]
+    assert [r.account for r in scene.image.of(StageRecord)] == [1]
+    for device in (0, 1):
+        scene.locked_out(ErrorCode.REMOVED, 2, token, device=device)
+    scene.refused(ErrorCode.REMOVED, scene.host, frames.InvitePerson, person="p2")
+
+
+def test_a_removed_guest_stays_out_by_key_account_and_address() -> None:
+    scene = Scene()
+    guest = scene.enters("guest", host=b"1.2.3.4")
+    scene.enters("neighbour", host=b"1.2.3.4")
+    scene.does(scene.host, frames.Remove, member=guest)
+    scene.locked_out(ErrorCode.REMOVED, "guest", host=b"5.6.7.8")
+    scene.locked_out(ErrorCode.REMOVED, "somebody", host=b"1.2.3.4")
+    scene.enters("somebody", host=b"5.6.7.8")
+    scene.enters(2, host=b"1.2.3.4")  # whom an account tells apart
+    registered = Asker(scene.askers[guest].key, scene.town.account(3))
+    with pytest.raises(RefusedError) as error:
+        scene.space.enter(registered, frames.Join(id=ID, space="room"), scene.now)
+    assert error.value.code == ErrorCode.REMOVED
+
+
+def test_who_was_removed_does_not_come_back_as_a_guest() -> None:
+    scene = Scene()
+    member = scene.enters(2, host=b"1.2.3.4")
+    scene.does(scene.host, frames.Remove, member=member)
+    scene.locked_out(ErrorCode.REMOVED, "guest", host=b"1.2.3.4")
+    scene.enters("guest", host=b"5.6.7.8")
+    scene.enters(3, host=b"1.2.3.4")
+
+
+def test_removal_by_the_server_also_of_the_absent_and_the_host() -> None:
+    scene = Scene()
+    effects = scene.took(scene.space.remove(9, 50, scene.now, "enough"))
+    (put,) = saved(effects)
+    assert (put.record.account, put.record.moderator, put.record.at_s) == (9, 50, START.utc_s)
+    assert len(effects) == 1
+    assert scene.took(scene.space.remove(9, 50, scene.now, "enough")) == []
+    scene.locked_out(ErrorCode.REMOVED, 9)
+    lost = scene.speaker(2)
+    scene.took(scene.space.lost(lost, scene.now))
+    scene.took(scene.space.remove(2, 50, scene.now, "enough"))
+    assert [r.account for r in scene.image.of(StageRecord)] == [1]
+    co_host = scene.co_host(3)
+    effects = scene.took(scene.space.remove(1, 50, scene.now, "enough"))
+    assert Tell(scene.host, frames.Removed(text="enough")) in effects
+    assert scene.space.view(co_host).role is Role.HOST
+
+
+def test_the_hosts_block_keeps_out() -> None:
+    scene = Scene()
+    scene.town.blocked.add((1, 2))
+    assert "host" in scene.locked_out(ErrorCode.BLOCKED, 2, scene.invite())
+    scene.town.blocked = {(3, 1)}
+    speaker = scene.speaker(4)
+    scene.town.blocked = {(1, 4)}
+    effects = scene.took(scene.space.blocks_changed(1, 4, scene.now))
+    assert told(effects, frames.Removed) == [speaker]
+    assert Left(speaker) in effects
+    assert scene.took(scene.space.blocks_changed(1, 99, scene.now)) == []
+    scene.town.blocked = set()
+    scene.locked_out(ErrorCode.REMOVED, 4)
+
+
+def test_a_block_silences_both_ways() -> None:
+    scene = Scene()
+    speaker, listener = scene.speaker(2), scene.enters(3)
+    scene.town.blocked.add((3, 2))
+    effects = scene.took(scene.space.blocks_changed(3, 2, scene.now))
+    assert gains(effects) == {(listener, speaker, 0.0), (speaker, listener, 0.0)}
+    assert told(effects, frames.BlockedOnStage) == [listener]
+    scene.town.blocked.clear()
+    effects = scene.took(scene.space.blocks_changed(3, 2, scene.now))
+    assert gains(effects) == {(listener, speaker, 1.0), (speaker, listener, 1.0)}
+
+
+def test_whoever_comes_on_stage_is_not_heard_across_a_block() -> None:
+    scene = Scene()
+    blocker, blocked, other = scene.enters(2), scene.enters(3), scene.enters(4)
+    scene.town.blocked = {(2, 4), (4, 3)}
+    scene.does(other, frames.RaiseHand)
+    effects = scene.does(scene.host, frames.BringUp, member=other)
+    assert gains(effects) == {(blocker, other, 0.0), (blocked, other, 0.0)}
+    assert told(effects, frames.BlockedOnStage) == [blocker]
+    scene.does(other, frames.Mute)
+    effects = scene.does(other, frames.Unmute)
+    assert gains(effects) == {(blocker, other, 0.0), (blocked, other, 0.0)}
+    assert told(effects, frames.BlockedOnStage) == []  # they know
+
+
+def test_volumes() -> None:
+    scene = Scene()
+    speaker, hearer = scene.speaker(2), scene.enters("guest")
+    assert gains(scene.does(hearer, frames.SetVolume, member=speaker, percent=150)) == {
+        (hearer, speaker, 1.5)
+    }
+    assert scene.does(hearer, frames.SetVolume, member=speaker, percent=150) == []
+    scene.does(speaker, frames.Mute)
+    assert gains(scene.does(speaker, frames.Unmute)) == {(hearer, speaker, 1.5)}
+    scene.does(hearer, frames.SetVolume, member=speaker, percent=100)
+    scene.does(speaker, frames.Mute)
+    assert gains(scene.does(speaker, frames.Unmute)) == set()
+
+
+def test_a_volume_holds_for_who_does_not_speak_yet() -> None:
+    scene = Scene()
+    hearer, later = scene.enters(2), scene.enters(3)
+    scene.does(hearer, frames.SetVolume, member=later, percent=0)
+    scene.does(later, frames.RaiseHand)
+    effects = scene.does(scene.host, frames.BringUp, member=later)
+    assert gains(effects) == {(hearer, later, 0.0)}
+
+
+@pytest.mark.parametrize("who", [2, 3])
+def test_a_volume_holds_for_who_comes_back(who: int) -> None:
+    scene = Scene(EVERYONE)
+    hearer, source = scene.enters(2), scene.enters(3)
+    scene.does(hearer, frames.SetVolume, member=source, percent=20)
+    scene.does(hearer if who == 2 else source, frames.Leave)
+    again = scene.enters(who)
+    hearer, source = (again, source) if who == 2 else (hearer, again)
+    assert gains(scene.does(source, frames.StepUp)) == {(hearer, source, 0.2)}
+    scene.does(hearer, frames.Leave)
+    hearer = scene.enters(2)
+    assert gains(scene.heard) == {(hearer, source, 0.2)}
+
+
+def test_a_guest_s_volumes_go_with_them() -> None:
+    scene = Scene()
+    speaker, guest = scene.speaker(2), scene.enters("guest")
+    scene.does(guest, frames.SetVolume, member=speaker, percent=0)
+    scene.does(guest, frames.Leave)
+    scene.enters("guest")
+    assert gains(scene.heard) == set()
+
+
+def test_volumes_have_steps() -> None:
+    scene = Scene()
+    speaker, hearer = scene.speaker(2), scene.enters(3)
+    effects = scene.does(hearer, frames.SetVolume, member=speaker, percent=147)
+    assert gains(effects) == {(hearer, speaker, 1.5)}
+    assert scene.does(hearer, frames.SetVolume, member=speaker, percent=153) == []
+
+
+def test_mixes_of_their_own_have_a_limit() -> None:
+    """It is different mixes that cost something, not people."""
+    scene = Scene(EVERYONE)
+    speakers = [scene.speaker(who) for who in range(2, 8)]
+    mixes = [(a, b) for a in speakers for b in range(0, 100, 10)] + [
+        (a, b) for a in speakers for b in range(110, 210, 10)
+    ]
+    hearers = [scene.enters(who) for who in range(100, 100 + MAX_MIXES + 1)]
+    for hearer, (member, percent) in zip(hearers, mixes[:MAX_MIXES], strict=False):
+        scene.does(hearer, frames.SetVolume, member=member, percent=percent)
+    one_more = {"member": mixes[MAX_MIXES][0], "percent": mixes[MAX_MIXES][1]}
+    scene.refused(ErrorCode.TOO_MANY, hearers[-1], frames.SetVolume, **one_more)
+    member, percent = mixes[0]
+    scene.does(hearers[-1], frames.SetVolume, member=member, percent=percent)
+    scene.does(hearers[1], frames.SetVolume, member=mixes[1][0], percent=100)
+    scene.does(hearers[1], frames.SetVolume, **one_more)
+
+
+def test_a_volume_does_not_break_a_block() -> None:
+    scene = Scene()
+    speaker, hearer = scene.speaker(2), scene.enters(3)
+    scene.town.blocked.add((3, 2))
+    assert scene.does(hearer, frames.SetVolume, member=speaker, percent=200) == []
+    scene.town.blocked.clear()
+    effects = scene.took(scene.space.blocks_changed(2, 3, scene.now))
+    assert (hearer, speaker, 2.0) in gains(effects)
+
+
+def test_volumes_have_a_limit() -> None:
+    scene = Scene()
+    members = [scene.enters(who) for who in range(2, MAX_VOLUMES + 3)]
+    for member in members[:-1]:
+        scene.does(scene.host, frames.SetVolume, member=member, percent=0)
+    scene.refused(ErrorCode.TOO_MANY, scene.host, frames.SetVolume, member=members[-1], percent=0)
+    scene.does(scene.host, frames.SetVolume, member=members[0], percent=100)
+    scene.does(scene.host, frames.SetVolume, member=members[-1], percent=0)
+
+
+# -- chat and reactions ---------------------------------------------------------------------------
+
+
+def test_chat() -> None:
+    scene = Scene()
+    member = scene.enters(2)
+    number = scene.space.feed.number
+    assert scene.asks(member, frames.Chat, text=" hello ").line == 1
+    assert scene.asks(member, frames.Chat, text="again").line == 2
+    lines = [
+        frames.ChatUpdate(line=i, member=member, name="Person 2", handle="p2", text=text)
+        for i, text in ((1, "hello"), (2, "again"))
+    ]
+    assert updates(scene, member, number) == lines
+    scene.refused(ErrorCode.BAD_TEXT, member, frames.Chat, text="\x1b]0;evil\x07")
+    scene.refused(ErrorCode.BAD_TEXT, member, frames.Chat, text="two\nlines")
+    scene.refused(ErrorCode.BAD_TEXT, member, frames.Chat, text="𝄞" * frames.MAX_CHAT_CHARS)
+    scene.does(scene.host, frames.Configure, chat=False)
+    scene.refused(ErrorCode.CHAT_OFF, member, frames.Chat, text="hello")
+
+
+def test_slow_mode() -> None:
+    scene = Scene(Settings(slow_s=30))
+    member, co_host = scene.enters(2), scene.co_host(3)
+    scene.does(member, frames.Chat, text="one")
+    scene.after(10.5)
+    error = scene.refused(ErrorCode.RATE_LIMITED, member, frames.Chat, text="two")
+    assert error.retry_ms == 19_500
+    assert "20 s" in str(error)
+    member = scene.enters(2, device=1)  # another device is no way around
+    scene.refused(ErrorCode.RATE_LIMITED, member, frames.Chat, text="two")
+    scene.after(19.5)
+    scene.does(member, frames.Chat, text="two")
+    for moderator in (scene.host, co_host):
+        scene.does(moderator, frames.Chat, text="one")
+        scene.does(moderator, frames.Chat, text="two")
+
+
+def test_a_line_taken_back() -> None:
+    scene = Scene()
+    member, other = scene.enters(2), scene.enters(3)
+    scene.does(member, frames.Chat, text="a secret")
+    number = scene.space.feed.number
+    scene.refused(ErrorCode.NOT_ALLOWED, other, frames.DeleteLine, line=1)
+    scene.does(member, frames.DeleteLine, line=1)
+    assert updates(scene, other, number) == [frames.LineGoneUpdate(line=1)]
+    assert "a secret" not in repr(updates(scene, other))
+    scene.refused(ErrorCode.NO_SUCH_LINE, member, frames.DeleteLine, line=1)
+    scene.does(member, frames.Chat, text="another")
+    scene.does(member, frames.Leave)
+    scene.does(scene.host, frames.DeleteLine, line=2)  # its author is gone
+
+
+def test_the_line_of_a_host_who_is_away_stays() -> None:
+    scene = Scene()
+    co_host = scene.co_host(2)
+    scene.does(scene.host, frames.Chat, text="mine")
+    scene.took(scene.space.lost(scene.host, scene.now))
+    scene.refused(ErrorCode.NOT_ALLOWED, co_host, frames.DeleteLine, line=1)
+
+
+def test_old_lines_are_forgotten() -> None:
+    scene = Scene()
+    for _ in range(MAX_LINES + 1):
+        scene.does(scene.host, frames.Chat, text="hello")
+    scene.refused(ErrorCode.NO_SUCH_LINE, scene.host, frames.DeleteLine, line=1)
+    scene.does(scene.host, frames.DeleteLine, line=2)
+
+
+def test_chat_does_not_cross_a_block() -> None:
+    scene = Scene()
+    author, blocker, other = scene.enters(2), scene.enters(3), scene.enters("guest")
+    batches(scene)
+    scene.town.blocked.add((3, 2))
+    number = scene.space.feed.number
+    scene.does(author, frames.Chat, text="hello")
+    (open_batch, seen), (closed_batch, unseen) = batches(scene)
+    assert seen == [scene.host, author, other]
+    assert unseen == [blocker]
+    assert "hello" in repr(open_batch.updates)
+    assert "hello" not in repr(closed_batch.updates)
+    assert updates(scene, blocker, number) == [frames.ListenersUpdate(count=3)]
+    assert updates(scene, author, number) == updates(scene, other, number)
+
+
+def test_reactions_are_merged() -> None:
+    scene = Scene()
+    speaker, listener = scene.speaker(2), scene.enters(3)
+    batches(scene)
+    for _ in range(3):
+        scene.does(listener, frames.React, emoji="🔥")
+    scene.does(speaker, frames.React, emoji="🔥")
+    scene.does(speaker, frames.React, emoji="😂")
+    ((batch, _),) = batches(scene)
+    assert batch.updates == [
+        frames.encode_update(
+            frames.ReactionsUpdate(
+                counts={"🔥": 4, "😂": 1}, stage=[frames.Reaction(member=speaker, emoji="😂")]
+            )
+        )
+    ]
+    assert scene.space.due_ns is None
+    scene.refused(ErrorCode.BAD_REACTION, listener, frames.React, emoji="🦆")
+
+
+def test_a_thousand_joins_are_told_once() -> None:
+    scene = Scene()
+    batches(scene)
+    for who in range(2, 1_002):
+        scene.enters(who)
+    ((batch, _),) = batches(scene)
+    assert batch.updates == [frames.encode_update(frames.ListenersUpdate(count=1_000))]
+    last = scene.enters(5_000)
+    scene.does(last, frames.Leave)
+    assert batches(scene) == []  # nothing has changed after all
+
+
+def test_the_time_of_a_batch() -> None:
+    scene = Scene()
+    assert scene.space.due_ns == START.ns + GATHER_NS
+    batches(scene)
+    assert scene.space.due_ns is None
+    scene.after(1)
+    scene.enters(2)
+    assert scene.space.due_ns == START.ns + S + 250 * MS
+
+
+def test_snapshots_and_updates_agree() -> None:
+    scene = Scene(EVERYONE)
+    state = StateHash.of(scene.space.snapshot())
+    for who in range(2, 6):
+        scene.does(scene.enters(who), frames.StepUp)
+        scene.does(scene.enters(who + 10), frames.RaiseHand)
+    scene.does(scene.host, frames.Configure, title="another")
+    scene.does(scene.space.member_of(2) or 0, frames.Leave)
+    for batch, _ in batches(scene):
+        for update in batch.updates:
+            decoded = frames.decode_update(update)
+            assert decoded is not None
+            if batch.first + batch.updates.index(update) > 1:  # the first was in the snapshot
+                state.apply(decoded)
+        assert batch.hash == state.value
+    assert StateHash.of(scene.space.snapshot()).value == state.value
+    scene.enters(99)  # not told yet
+    answer = scene.asks(scene.host, frames.Look)
+    assert StateHash.of(answer.snapshot).value == state.value
+    assert scene.asks(scene.host, frames.CatchUp, after=answer.snapshot.number).hash == state.value
+
+
+def test_the_roster_has_pages() -> None:
+    scene = Scene()
+    for i in range(2 * ROSTER_PAGE):
+        scene.enters(f"listener {i}")
+    gone = scene.enters(2)
+    scene.does(gone, frames.Leave)
+    page = scene.asks(scene.host, frames.Roster)
+    assert len(page.members) == ROSTER_PAGE
+    assert page.more
+    found = people(scene)
+    assert len(found) == 2 * ROSTER_PAGE + 1
+    assert list(found) == sorted(found)
+
+
+def test_catching_up_on_what_is_gone() -> None:
+    scene = Scene()
+    scene.refused(ErrorCode.TOO_OLD, scene.host, frames.CatchUp, after=scene.space.feed.number + 1)
+
+
+# -- invites --------------------------------------------------------------------------------------
+
+
+def test_an_invite_lets_speak_at_once() -> None:
+    scene = Scene()
+    token = scene.invite(max_uses=2)
+    member = scene.enters(2, token)
+    assert scene.space.view(member).role is Role.SPEAKER
+    assert mixing(scene.heard) == [SourceAdded(member, 1)]
+    (invite,) = scene.image.of(InviteRecord)
+    assert (invite.uses, invite.issuer, invite.role) == (1, 1, "speaker")
+    scene.enters(3, token)
+    scene.locked_out(ErrorCode.INVITE_USED_UP, 4, token)
+    scene.enters(3, token, device=1)  # who used it may come back with it
+    scene.does(scene.host, frames.TakeDown, member=member)
+    scene.does(member, frames.Leave)
+    assert scene.space.view(scene.enters(2, token)).role is Role.LISTENER  # but not up again
+
+
+def test_bad_invites() -> None:
+    scene = Scene()
+    token = scene.invite(lifetime_s=60)
+    scene.locked_out(ErrorCode.BAD_INVITE, 2, "made-up")
+    scene.enters(2, token)
+    scene.after(60)
+    scene.locked_out(ErrorCode.INVITE_EXPIRED, 3, token)
+    other = scene.invite()
+    scene.does(scene.host, frames.RevokeInvite, invite=other)
+    scene.locked_out(ErrorCode.BAD_INVITE, 3, other)
+    scene.refused(ErrorCode.BAD_INVITE, scene.host, frames.RevokeInvite, invite=other)
+
+
+def test_an_invite_to_a_full_stage() -> None:
+    scene = Scene(stage_size=1)
+    scene.locked_out(ErrorCode.STAGE_FULL, 2, scene.invite())
+
+
+def test_inviting_a_person() -> None:
+    scene = Scene()
+    effects = scene.does(
+        scene.host, frames.InvitePerson, person="p2", role=Role.SPEAKER, text="Come!\nNow!"
+    )
+    (invited,) = (e for e in effects if isinstance(e, Invited))
+    assert (invited.account, invited.text) == (2, "Come!\nNow!")
+    assert saved(effects) == [Put(invited.invite)]
+    token = invited.invite.token
+    assert scene.answer == frames.Invited(re=ID, invite=token)
+    scene.locked_out(ErrorCode.BAD_INVITE, 3, token)
+    scene.locked_out(ErrorCode.BAD_INVITE, "guest", token)
+    member = scene.enters(2, token)
+    assert scene.space.view(member).role is Role.SPEAKER
+    refused = scene.refused
+    refused(ErrorCode.NO_SUCH_PERSON, scene.host, frames.InvitePerson, person="nobody")
+    refused(ErrorCode.ONESELF, scene.host, frames.InvitePerson, person="p1")
+    refused(ErrorCode.BAD_TEXT, scene.host, frames.InvitePerson, person="p3", text="\x1b[2J")
+    scene.town.blocked.add((1, 4))
+    refused(ErrorCode.BLOCKED, scene.host, frames.InvitePerson, person="p4")
+    scene.town.blocked = {(4, 1)}
+    scene.does(scene.host, frames.InvitePerson, person="p4")  # who blocked does not get it
+
+
+def test_a_new_invitation_of_a_person_replaces_the_old() -> None:
+    scene = Scene()
+    for _ in range(MAX_INVITES + 1):
+        token = scene.asks(scene.host, frames.InvitePerson, person="p2").invite
+    assert [i.token for i in scene.image.of(InviteRecord)] == [token]
+
+
+def test_who_may_grant_what() -> None:
+    scene = Scene()
+    co_host = scene.co_host(2)
+    for role in (Role.HOST, Role.GUEST):
+        scene.refused(ErrorCode.NOT_ALLOWED, scene.host, frames.MakeInvite, role=role)
+    scene.refused(ErrorCode.NOT_ALLOWED, co_host, frames.MakeInvite, role=Role.CO_HOST)
+    scene.refused(
+        ErrorCode.NOT_ALLOWED, co_host, frames.InvitePerson, person="p3", role=Role.CO_HOST
+    )
+    scene.does(co_host, frames.MakeInvite, role=Role.SPEAKER)
+    token = scene.invite(Role.CO_HOST)
+    assert [i.role for i in scene.asks(co_host, frames.ListInvites).invites] == [Role.SPEAKER]
+    scene.refused(ErrorCode.NOT_ALLOWED, co_host, frames.RevokeInvite, invite=token)
+    assert scene.space.view(scene.enters(3, token)).role is Role.CO_HOST
+
+
+def test_the_list_of_invites() -> None:
+    scene = Scene()
+    first = scene.invite(lifetime_s=60)
+    second = scene.asks(scene.host, frames.InvitePerson, person="p2").invite
+    third = scene.invite(Role.LISTENER, max_uses=1)
+    scene.enters(3, third)
+    assert scene.asks(scene.host, frames.ListInvites).invites == [
+        frames.InviteInfo(invite=second, issuer="p1", role=Role.LISTENER, person="p2", max_uses=1),
+        frames.InviteInfo(invite=first, issuer="p1", role=Role.SPEAKER, until=START.utc_s + 60),
+    ]
+
+
+def test_invites_have_a_limit() -> None:
+    scene = Scene()
+    short = [scene.invite(lifetime_s=60) for _ in range(10)]
+    long = [scene.invite(lifetime_s=2**32 - 1) for _ in range(MAX_INVITES - 10)]
+    scene.refused(ErrorCode.TOO_MANY, scene.host, frames.MakeInvite)
+    listed = scene.asks(scene.host, frames.ListInvites)
+    assert [i.invite for i in reversed(listed.invites)] == short + long
+    longest = [
+        msgspec.structs.replace(
+            i, issuer="𐐨" * frames.MAX_HANDLE_CHARS, person="𐐨" * frames.MAX_HANDLE_CHARS
+        )
+        for i in listed.invites
+    ]
+    answer = msgspec.structs.replace(listed, invites=longest)
+    assert len(frames.encode(answer)) <= frames.MAX_FRAME_BYTES
+    scene.after(60)
+    new = scene.invite()  # what has expired makes room
+    assert {i.token for i in scene.image.of(InviteRecord)} == {*long, new}
+
+
+# -- rules ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"stage_size": 0},
+        {"stage_size": MAX_STAGE + 1},
+        {"reactions": ("🔥",)},
+        {"reactions": ("🔥",) * 6},
+        {"reactions": ("", "b", "c", "d", "e", "f")},
+        {"reactions": ("a" * 25, "b", "c", "d", "e", "f")},
+    ],
+)
+def test_rules_that_cannot_be(rules: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"stage|reaction"):
+        SpaceRules(**rules)

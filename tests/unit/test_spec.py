@@ -3,20 +3,39 @@ does, and its worked example opens with the product's own parts and by the text'
 
 import hashlib
 import hmac
+import inspect
+import random
 import re
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import msgpack
+import msgspec
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from protocol import connection, frames, link, packets, reliable, replay, sealing, tables
+from protocol import (
+    connection,
+    evidence,
+    frames,
+    link,
+    notes,
+    opus,
+    packets,
+    reliable,
+    replay,
+    sealing,
+    state_hash,
+    tables,
+    text,
+)
 from protocol.connection import Chunk, CloseCode, Connection, Media, Message, Pong
 from protocol.noise import Handshake, public_key
 from protocol.packets import (
@@ -29,16 +48,54 @@ from protocol.packets import (
     UplinkAudio,
     Welcome,
 )
-from protocol.roles import PERMISSIONS, Action, Role
+from protocol.roles import (
+    PERMISSIONS,
+    SERVER_PERMISSIONS,
+    Action,
+    Role,
+    ServerAction,
+    ServerRole,
+)
 from protocol.sealing import EPOCH_PACKETS, Opener, Sealer, SessionKeys
 from spaces_client import client as client_module
-from spaces_server import endpoint, feed, node, space
+from spaces_server import (
+    desk,
+    endpoint,
+    feed,
+    gathering,
+    invites,
+    limits,
+    node,
+    people,
+    posts,
+    programme,
+    recorder,
+    space,
+    talk,
+    volumes,
+)
+from spaces_server.effects import (
+    Answer,
+    Ask,
+    Entered,
+    Left,
+    Moment,
+    RefusedError,
+    SpaceEnded,
+)
 from spaces_server.endpoint import Endpoint
+from spaces_server.gathering import SpaceRules
+from spaces_server.house import IN_A_SPACE, House, HouseRules, Place
+from spaces_server.records import Loaded, MessagesPage, PostsPage
 
 SPEC = tables.SPEC.read_text(encoding="utf-8")
 PROSE = " ".join(SPEC.split())  # without line ends, so that a search may cross them
 EXAMPLE = tables.parse_example(SPEC)
-WIRE_MODULES = (link, packets, replay, sealing, reliable, connection, frames)
+WIRE_MODULES = (
+    link, packets, replay, sealing, reliable, connection, frames, text, notes, evidence
+)  # fmt: skip
+RULES = HouseRules()
+HOUR_S, DAY_S = 3_600, 86_400
 
 
 def ms(value_ns: int) -> str:
@@ -97,6 +154,8 @@ def test_a_table_that_is_missing_unknown_or_repeated_is_an_error(
         (AudioFlag, "| 0x{0.value:02x} | {0.name} |"),
         (frames.ErrorCode, "| `{0.value}` |"),
         (Action, "| `{0.value}` |"),
+        (ServerAction, "| `{0.value}` |"),
+        (frames.Outcome, "| `{0.value}` |"),
     ],
 )
 def test_every_member_has_a_row(enum: type[Enum], row: str) -> None:
@@ -122,29 +181,247 @@ def test_every_request_names_a_reply_that_exists() -> None:
         assert row[1] in replies
 
 
-def test_every_cell_of_the_permissions_is_told() -> None:
-    for action, by_role in PERMISSIONS.items():
+@pytest.mark.parametrize(
+    ("permissions", "roles"), [(PERMISSIONS, Role), (SERVER_PERMISSIONS, ServerRole)]
+)
+def test_every_cell_of_the_permissions_is_told(
+    permissions: dict[Enum, dict[Enum, frozenset[str]]], roles: type[Enum]
+) -> None:
+    cells = r"[a-z_, -]+"
+    for action, by_role in permissions.items():
         row = re.search(
-            rf"^\| `{action}` \| ([a-z_, -]+(?: \| [a-z_, -]+){{3}}) \|$", SPEC, re.MULTILINE
+            rf"^\| `{action}` \| ({cells}(?: \| {cells}){{{len(roles) - 1}}}) \|$",
+            SPEC,
+            re.MULTILINE,
         )
         assert row, action
-        for role, cell in zip(Role, row[1].split(" | "), strict=True):
+        for role, cell in zip(roles, row[1].split(" | "), strict=True):
             told = set() if cell == "-" else set(cell.split(", "))
             assert told == {str(target) for target in by_role[role]}, (action, role)
 
 
+def test_every_map_within_a_frame_has_a_row() -> None:
+    used: set[type[msgspec.Struct]] = set()
+
+    def look(kind: msgspec.inspect.Type) -> None:
+        match kind:
+            case msgspec.inspect.StructType(cls=cls, fields=fields):
+                used.add(cls)
+                for field in fields:
+                    look(field.type)
+            case msgspec.inspect.ListType(item_type=item):
+                look(item)
+
+    top = (*frames.REQUESTS, *frames.REPLIES, *frames.NOTICES, *frames.UPDATES, frames.FeedBatch)
+    for frame in top:
+        look(msgspec.inspect.type_info(frame))
+    assert used - {*top} <= {*tables.STRUCTURES}
+    for kind in tables.STRUCTURES:
+        assert f"\n| {kind.__name__} | " in SPEC
+
+
+def test_times_are_told_from_other_numbers() -> None:
+    assert tables.times(frames.Member) == {"hand"}
+    assert tables.times(frames.ReportInfo) == {"at", "evidence_until"}
+    assert "`starts`: time<br>" in SPEC
+    kinds: tuple[type[msgspec.Struct], ...] = (
+        *frames.REQUESTS, *frames.REPLIES, *frames.NOTICES, *tables.STRUCTURES
+    )  # fmt: skip
+    assert SPEC.count(": time") == sum(len(tables.times(kind)) for kind in kinds)
+
+
+ERRORS = SPEC[SPEC.index("The errors of each request") : SPEC.index("### 9.12")]
+ERROR_ROWS = re.findall(r"^\| (.+?) \| (.+) \|$", ERRORS, re.MULTILINE)[2:]
+
+
 def test_every_error_is_given_to_some_request() -> None:
-    section = SPEC[SPEC.index("| request | errors") : SPEC.index("## 10.")]
     for code in frames.ErrorCode:
-        assert f"`{code}`" in section
+        assert f"`{code}`" in ERRORS
+
+
+def test_every_request_has_one_row_of_errors() -> None:
+    named = [
+        name
+        for requests, _ in ERROR_ROWS
+        if not requests.startswith("every other")
+        for name in re.findall(r"`(\w+)`", requests)
+    ]
+    assert sorted(named) == sorted(frames.tag(kind) for kind in frames.REQUESTS)
+
+
+def test_the_rows_of_errors_have_codes_in_them_and_nothing_else() -> None:
+    fields = {"space", "member"}
+    for _, errors in ERROR_ROWS:
+        codes = set(re.findall(r"`(\w+)`", errors)) - fields
+        assert codes or errors in ("none",)
+        assert codes <= {code.value for code in frames.ErrorCode}
+
+
+def errors_told(kind: type[frames.Request]) -> set[str]:
+    """What the table allows for a request: its own row, and those of the groups it is in."""
+    name = frames.tag(kind)
+    [row] = [
+        errors
+        for requests, errors in ERROR_ROWS
+        if f"`{name}`" in requests and not requests.startswith("every other")
+    ]
+    told = {"malformed", "unknown_type", "unavailable", "rate_limited", "banned"}
+    told |= set(re.findall(r"`(\w+)`", row))
+    if row.startswith("the same"):
+        told |= {"no_guests", "no_access"}
+    elif kind in IN_A_SPACE:
+        told.add("not_joined")
+    elif kind in frames.PEOPLE_REQUESTS and name not in ("register", "add_device"):
+        told.add("no_account")
+    elif kind in (*frames.FINDING_REQUESTS, *frames.SAFETY_REQUESTS) and "of guests" not in row:
+        told |= {"no_account", "no_access"}
+    return told
+
+
+class Evening:
+    """People, guests and a server's policy, on which random requests are let loose."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.now = Moment(10**9, 10**6)
+        self.refused: set[tuple[type[frames.Request], str]] = set()
+        self._handles = ["ada", "bob", "cleo", "dan", "eve", "nobody"]
+        self._keys = [bytes([number]) * 32 for number in range(1, 9)]
+        self._places: dict[bytes, Place] = {}
+        self._known = {"space": ["x"], "invite": ["y"], "code": ["z"]}
+        rules = HouseRules(
+            access=self.random.choice(list(frames.Access)),
+            max_spaces=4,
+            limited_rates=False,
+            space=SpaceRules(stage_size=2, co_hosts=1, max_members=5),
+        )
+        self._house = House(
+            Loaded(),
+            self.now,
+            entropy=self.random.randbytes,
+            rules=rules,
+            present=lambda _: self.random.random() < 0.5,
+            recording=lambda _: [(0, b"\xf8\xff\xfe")],
+        )
+        made = self._house.people.owner_code(self.now)
+        assert made is not None
+        for key, handle in zip(self._keys, self._handles[:-1], strict=False):
+            self._ask(key, frames.Register(id=1, handle=handle, name=handle))
+        self._ask(self._keys[0], frames.ClaimServer(id=1, code=made[0]))
+
+    def step(self) -> None:
+        later_s = self.random.randint(0, 5)
+        self.now = Moment(self.now.ns + later_s * 10**9, self.now.utc_s + later_s)
+        seldom = {frames.Leave, frames.Close, frames.CloseSpace, frames.Ban, frames.RemoveDevice}
+        weights = [0.1 if kind in seldom else 1 for kind in frames.REQUESTS]
+        often = (frames.Open, frames.Join, frames.Join, frames.Grant)
+        kinds: tuple[type[frames.Request], ...] = (*frames.REQUESTS, *often)
+        [kind] = self.random.choices(kinds, [*weights, 3, 3, 3, 3])
+        request = self._make(kind)
+        try:
+            self._ask(self.random.choice(self._keys), request)
+        except RefusedError as error:
+            self.refused.add((kind, error.code))
+
+    def _ask(self, key: bytes, request: frames.Request) -> None:
+        asker = self._house.people.asker(key, key[:2])
+        placed = self._house.handle(asker, self._places.get(key), request, self.now)
+        for where, effect in placed:
+            match effect:
+                case Entered(member):
+                    self._places[key] = Place(where, member)
+                    self._known["space"].append(where)
+                case Left(member):
+                    self._forget(Place(where, member))
+                case SpaceEnded():
+                    for place in [p for p in self._places.values() if p.space == where]:
+                        self._forget(place)
+                case Answer(frames.Invited(invite=token)):
+                    self._known["invite"].append(token)
+                case Answer(frames.DeviceCode(code=code)):
+                    self._known["code"].append(code)
+                case Answer(frames.SpaceReply(space=info)):
+                    self._known["space"].append(info.id)
+                case Ask(query, then):
+                    then([] if isinstance(query, PostsPage | MessagesPage) else None)
+
+    def _forget(self, gone: Place) -> None:
+        self._places = {key: place for key, place in self._places.items() if place != gone}
+
+    def _make(self, kind: type[msgspec.Struct]) -> Any:
+        info = msgspec.inspect.type_info(kind)
+        assert isinstance(info, msgspec.inspect.StructType)
+        given = [f for f in info.fields if f.required or self.random.random() < 0.6]
+        return kind(**{f.name: self._value(f.name, f.type) for f in given})
+
+    def _value(self, name: str, kind: msgspec.inspect.Type) -> Any:
+        if name in self._known:
+            return self.random.choice(["nothing", *self._known[name][-6:]])
+        if name in ("person", "handle"):
+            return self.random.choice(self._handles)
+        if name == "starts":
+            return self.now.utc_s + self.random.choice([-5, 60, 10**7])
+        match kind:
+            case msgspec.inspect.IntType():
+                return self.random.randint(0, 8)
+            case msgspec.inspect.BoolType():
+                return self.random.random() < 0.5
+            case msgspec.inspect.EnumType(cls=cls):
+                return self.random.choice(list(cls))
+            case msgspec.inspect.BytesType():
+                return self.random.choice([b"", b"\x00\x03\xf8\xff\xfe", b"??"])
+            case msgspec.inspect.StructType(cls=cls):
+                return self._make(cls)
+            case msgspec.inspect.StrType():
+                return self.random.choice(["hello", "\N{FIRE}", "\x1b[0m", " "])
+        raise TypeError(f"nothing for {kind}")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_server_gives_no_error_that_the_table_does_not_tell(seed: int) -> None:
+    evening = Evening(seed)
+    for _ in range(1_500):
+        evening.step()
+    assert len(evening.refused) > 80, "the requests meet too little of what can go wrong"
+    untold = {(kind, code) for kind, code in evening.refused if code not in errors_told(kind)}
+    assert untold == set()
+
+
+def rate(limit: limits.Limit) -> tuple[str, str]:
+    """The cells of a limit: at once, in the long run."""
+    every = {1: "a second", 60: "a minute", HOUR_S: "an hour"}[limit.seconds]
+    return str(limit.burst), f"{limit.rate} {every}"
+
+
+def test_every_rate_limit_is_told() -> None:
+    section = SPEC[SPEC.index("### 9.13") : SPEC.index("## 10.")]
+    told = {}
+    for requests, counted, *cells in re.findall(
+        r"^\| (.+?) \| ([a-z, ]+) \| (\d+) \| (.+?) \|$", section, re.MULTILINE
+    ):
+        names = re.findall(r"`(\w+)`", requests)
+        told[frozenset(names)] = (counted, *cells)
+    by_limits: dict[tuple[limits.Limit, ...], set[str]] = {}
+    for kind, row in limits.LIMITS.items():
+        by_limits.setdefault(row, set()).add(frames.tag(kind))
+    words = {
+        limits.Per.ACCOUNT: "account",
+        limits.Per.ADDRESS: "address",
+        limits.Per.SESSION: "key",
+    }
+    expected = {
+        frozenset(names): (", and ".join(words[limit.per] for limit in row), *rate(row[0]))
+        for row, names in by_limits.items()
+    }
+    expected[frozenset()] = ("key", *rate(limits.ANYTHING_ELSE))
+    assert told == expected
+    assert {rate(limit) for limit in limits.CODES} == {rate(limits.CODES[0])}
 
 
 @pytest.mark.parametrize("module", WIRE_MODULES, ids=lambda module: module.__name__)
 def test_every_constant_of_the_wire_is_a_limit(module: ModuleType) -> None:
-    assert module.__file__ is not None
-    own = re.findall(
-        r"^([A-Z][A-Z0-9_]*)(?:: Final)? = ", Path(module.__file__).read_text(), re.MULTILINE
-    )
+    source = inspect.getsource(frames.base if module is frames else module)
+    own = re.findall(r"^([A-Z][A-Z0-9_]*)(?:: Final)? = ", source, re.MULTILINE)
     constants = {name for name in own if type(getattr(module, name)) is int} - {"MS"}
     assert constants == set(tables.LIMITS[module])
     short = module.__name__.rpartition(".")[2]
@@ -183,12 +460,60 @@ def test_quantities(name: str, value: int, shown: str) -> None:
         f"more than {endpoint.MAX_HALF_OPEN // 2:,} sessions are half open",
         f"more than {endpoint.COOKIES_ABOVE_HELLOS_PER_S} HELLOs",
         f"changes every {endpoint.COOKIE_LIFETIME_NS // 10**9} s",
-        f"{ms(feed.GATHER_NS)} at most (and a tick)",
-        f"until {space.MAX_INVITES} newer ones",
-        f"({space.MAX_HANDS} hands are up)",
-        f"from 0 to {space.SEATS - 1} by which",
-        f"The stage holds {node.Limits().stage_size}, host included",
-        f"{node.Limits().max_sessions:,} sessions, {node.Limits().max_spaces:,} spaces",
+        f"no PONG has come for {ms(client_module.SILENT_NS)}, so that a PING has been out for "
+        f"{(client_module.SILENT_NS - connection.KEEPALIVE_NS) // 10**9} s at least",
+        f"to wait for the {connection.IDLE_TIMEOUT_NS // 10**9} s of section 7.3",
+        f"The first attempt is made after {ms(client_module.RETRY_NS)}",
+        f"the time of the one before, up to {ms(client_module.MAX_RETRY_NS)};",
+        f"stood for {ms(client_module.MAX_RETRY_NS)} makes the next time "
+        f"{client_module.RETRY_NS // 10**6} ms again",
+        f"after `retry_ms`, and after {ms(client_module.ASK_AGAIN_NS)} at least",
+        f"a msgpack map, at most {frames.MAX_FRAME_BYTES:,} bytes encoded",
+        f"Handles* have 1 to {frames.MAX_HANDLE_CHARS} characters",
+        f"and at most {gathering.MAX_EMOJI_BYTES} bytes",
+        f"At most {people.MAX_NOTICES} are kept for an account",
+        f"more than {text.MAX_MARKS} combining marks",
+        f"lines of chat of more than {frames.MAX_CHAT_BYTES} bytes",
+        f"{ms(feed.GATHER_NS)} at most (and a tick;",
+        f"from 0 to {gathering.SEATS - 1} by which",
+        f"The stage holds {RULES.space.stage_size}, host included, unless the server is set up "
+        f"otherwise (1 to {gathering.MAX_STAGE}), and of these {RULES.space.co_hosts} co-hosts",
+        f"At most {space.MAX_HANDS} are up in a space",
+        f"at most {space.MAX_OFFERS} stand in a space",
+        f"or speaker where there are {RULES.space.co_hosts} already",
+        f"rounded to a step of {volumes.STEP};",
+        f"One can set {volumes.MAX_VOLUMES}, and a space carries {volumes.MAX_MIXES} different",
+        f"Of the newest {talk.MAX_LINES:,} lines",
+        f"shown with it, up to {talk.MAX_SHOWN} at a time",
+        f"place on stage is kept for {RULES.space.grace_s} s, with role",
+        f"with places on stage kept for {RULES.space.grace_s} s",
+        f"for {recorder.KEPT_NS // 10**9} s in memory",
+        f"what everyone on stage said in the last {recorder.KEPT_NS // 10**9} s",
+        f"with the report, for {RULES.evidence_days} days unless",
+        f"| evidence | {RULES.evidence_days} days |",
+        f"at most {evidence.MAX_RECORDING_BYTES:,} bytes (of a longer one, its end)",
+        f"gives `data` in parts of {frames.MAX_CHUNK_BYTES:,} bytes",
+        f"The result has 1 to {text.MAX_HANDLE_CHARS} characters",
+        f"{text.MAX_HANDLE_MARKS} in a row at most",
+        f"good once, for {people.DEVICE_CODE_S // 60} minutes",
+        f"An account has 1 to {people.MAX_DEVICES} devices",
+        f"At most {people.MAX_FOLLOWS:,} can be followed",
+        f"blocked oneself, at most {people.MAX_BLOCKS:,}",
+        f"up to {programme.AHEAD_S // DAY_S} days ahead, under",
+        f"at most {programme.MAX_SCHEDULED} of an account. Its host opens it",
+        f"at most {programme.MAX_REMINDERS} of an account. When the space is opened",
+        f"A space has at most {invites.MAX_INVITES} invites",
+        f"(section 12.5) of at most {opus.MAX_PACKET_BYTES:,} bytes, each behind its length",
+        f"at most {notes.MAX_NOTE_MS:,} ms and {notes.MAX_NOTE_BYTES:,} bytes",
+        f"in parts of at most {frames.MAX_CHUNK_BYTES:,} bytes, cut anywhere",
+        f"forgotten after {posts.UPLOAD_NS // 60 // 10**9} minutes",
+        f"only of the newest {programme.MAX_ENDED:,} spaces",
+        f"only of the newest {desk.MAX_CLOSED:,} decided",
+        f"{node.Limits().max_sessions:,} sessions, {RULES.space.max_members:,} members in a space, "
+        f"{RULES.max_spaces:,} live spaces, {RULES.space.stage_size} on a stage",
+        f"{space.MAX_HANDS} raised hands and {invites.MAX_INVITES} invites a space",
+        f"{people.MAX_WAITING:,} on the waiting list, {desk.MAX_OPEN:,} open reports, "
+        f"{posts.MAX_UPLOADS_BYTES:,} bytes of voice notes",
         f"{node.Limits().bitrate // 1_000} kbit/s unless",
         f"nothing (section 6.3) for {ms(connection.IDLE_TIMEOUT_NS)}",
         f"{ms(connection.KEEPALIVE_NS)} after its last PING",
@@ -230,10 +555,30 @@ def test_the_times_of_the_handshake_and_of_probing_are_those_of_the_client() -> 
     assert "eight times at most" in PROSE
 
 
+def test_a_scheduled_space_waits_for_a_day() -> None:
+    assert programme.OVERDUE_S == DAY_S
+    assert "One that was not opened a day after its start is forgotten." in PROSE
+
+
+def test_what_leads_back_and_what_does_not_is_what_the_client_goes_by() -> None:
+    """Section 7.6 names the codes after which the client comes back, and those of the invite."""
+    section = PROSE[PROSE.index("### 7.6") : PROSE.index("## 8.")]
+    lost, final = section.split("Every other code")
+    named = {code for code in CloseCode if re.search(rf"\b{code.name}\b", lost)}
+    assert named == {*client_module.LOST_BY_PEER, *client_module.LOST_HERE}
+    for code in client_module.FOR_A_WHILE:
+        assert f"`{code}`" in final.split("after `retry_ms`")[0]
+    of_the_invite = final.split("If it is")[1].split("it asks again")[0]
+    assert set(re.findall(r"`(\w+)`", of_the_invite)) == {*client_module.OF_THE_INVITE}
+
+
 def test_every_section_that_is_referred_to_exists() -> None:
     headings = set(re.findall(r"^#{2,3} (\d+(?:\.\d+)?)\.? ", SPEC, re.MULTILINE))
     references = set(
-        re.findall(r"section (\d+(?:\.\d+)?)", re.sub(r"RFC \d+, section [\d.]+", "", PROSE))
+        re.findall(
+            r"[Ss]ections? (\d+(?:\.\d+)?)",
+            re.sub(r"(RFC \d+|Standard 39), section [\d.]+", "", PROSE),
+        )
     )
     assert references
     assert references <= headings
@@ -273,6 +618,9 @@ def connect(*, is_client: bool) -> Connection:
         entropy=lambda _: EXAMPLE["CONTROL plaintext"][3:11],  # the token of the PING
         keep_alive=is_client,
     )
+
+
+ADA = frames.Member(id=7, name="Ada", handle="ada", role=Role.SPEAKER, seat=3)
 
 
 def test_nothing_of_the_example_gets_lost_on_paper() -> None:
@@ -412,10 +760,90 @@ def test_the_sessions_of_the_example_take_their_datagrams() -> None:
     assert told == [Media(Kind.FEED, 1, EXAMPLE["FEED plaintext"])]
     batch = frames.decode_feed(EXAMPLE["FEED plaintext"])
     assert batch.first == 5
+    assert batch.hash.to_bytes(4) == EXAMPLE["state hash"]
     assert [frames.decode_update(update) for update in batch.updates] == [
-        frames.MemberUpdate(member=frames.Member(id=7, name="Ada", role=Role.SPEAKER, seat=3)),
+        frames.MemberUpdate(member=ADA),
         frames.ListenersUpdate(count=12),
     ]
+
+
+def test_the_state_hash_by_its_formula() -> None:
+    """Section 11.3: the entries are what the text says, and so is what becomes of them."""
+    entries = {
+        name: msgpack.unpackb(EXAMPLE[f"state hash, entry {name}"])
+        for name in ("space", "listeners", "member")
+    }
+    assert entries == {
+        "space": ["space", "Example", "public", "invited", False, True, 0],
+        "listeners": ["listeners", 12],
+        "member": ["member", 7, "Ada", "ada", "speaker", 3, False, False, 0],
+    }
+    value = 0
+    for name in entries:
+        value ^= int.from_bytes(hashlib.sha256(EXAMPLE[f"state hash, entry {name}"]).digest()[:4])
+    assert value.to_bytes(4) == EXAMPLE["state hash"]
+    state = frames.Snapshot(
+        number=6, title="Example", settings=frames.Settings(), members=[ADA], listeners=12
+    )
+    assert state_hash.StateHash.of(state).value == value
+
+
+def test_the_rows_of_the_state_hash_have_the_fields_of_the_maps() -> None:
+    members = list(frames.Member.__struct_fields__)
+    settings = list(frames.Settings.__struct_fields__)
+    assert f'`["member", {", ".join(members)}]`' in SPEC
+    assert f'`["space", title, {", ".join(settings)}]`' in SPEC
+
+
+def test_the_evidence_of_the_example_opens_on_its_device() -> None:
+    silence = bytes.fromhex("f8fffe")
+    assert EXAMPLE["evidence, recording"] == b"".join(
+        timestamp.to_bytes(4) + len(silence).to_bytes(2) + silence
+        for timestamp in (0xFFFFFE20, 0x000001E0)
+    )
+    assert public_key(EXAMPLE["evidence, sender private"]) == EXAMPLE["evidence, sender_key"]
+    content = AESGCM(EXAMPLE["evidence, content key"])
+    recording = content.decrypt(bytes(12), EXAMPLE["evidence, data"], b"")
+    assert recording == EXAMPLE["evidence, recording"]
+    assert evidence.open(
+        EXAMPLE["client static private"],
+        EXAMPLE["evidence, sender_key"],
+        EXAMPLE["evidence, sealed_key"],
+        EXAMPLE["evidence, data"],
+    ) == evidence.unpack(recording)
+    with pytest.raises(evidence.EvidenceError):
+        evidence.open(
+            EXAMPLE["server static private"],
+            EXAMPLE["evidence, sender_key"],
+            EXAMPLE["evidence, sealed_key"],
+            EXAMPLE["evidence, data"],
+        )
+
+
+def test_the_content_key_is_sealed_as_rfc_9180_has_it() -> None:
+    """HPKE in base mode, sections 4.1 and 5.1, with primitives only."""
+    kem, suite = b"KEM\x00\x20", b"HPKE\x00\x20\x00\x01\x00\x02"
+
+    def extract(salt: bytes, of: bytes, label: bytes, ikm: bytes) -> bytes:
+        return hmac.digest(salt, b"HPKE-v1" + of + label + ikm, "sha256")
+
+    def expand_label(prk: bytes, of: bytes, label: bytes, info: bytes, size: int) -> bytes:
+        labelled = size.to_bytes(2) + b"HPKE-v1" + of + label + info
+        return HKDFExpand(SHA256(), size, labelled).derive(prk)
+
+    enc, device = EXAMPLE["evidence, sender_key"], EXAMPLE["client static public"]
+    private = X25519PrivateKey.from_private_bytes(EXAMPLE["client static private"])
+    dh = private.exchange(X25519PublicKey.from_public_bytes(enc))
+    shared = expand_label(
+        extract(b"", kem, b"eae_prk", dh), kem, b"shared_secret", enc + device, 32
+    )
+    context = b"\x00" + extract(b"", suite, b"psk_id_hash", b"")
+    context += extract(b"", suite, b"info_hash", b"spaces 1 evidence")
+    secret = extract(shared, suite, b"secret", b"")
+    key = expand_label(secret, suite, b"key", context, 32)
+    nonce = expand_label(secret, suite, b"base_nonce", context, 12)
+    content_key = AESGCM(key).decrypt(nonce, EXAMPLE["evidence, sealed_key"], b"")
+    assert content_key == EXAMPLE["evidence, content key"]
 
 
 def test_a_damaged_example_is_noticed() -> None:
