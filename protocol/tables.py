@@ -260,6 +260,8 @@ def _type_words(kind: msgspec.inspect.Type) -> str:
             return "u8"
         case msgspec.inspect.IntType(ge=0, le=0xFFFF_FFFF):
             return "u32"
+        case msgspec.inspect.IntType(ge=1, le=0xFFFF_FFFF):
+            return "u32, not 0"
         case msgspec.inspect.IntType(ge=0, le=int(high)) if high < 255:
             return f"u8, 0 to {high}"
         case msgspec.inspect.BytesType(min_length=int(low), max_length=high) if low == high:

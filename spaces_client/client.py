@@ -256,6 +256,7 @@ class Client:
         self._connection: Connection | None = None
         self._last_id = 0
         self._leave_id = 0  # of the request to leave; the others begin with 1
+        self._entered_id = 0  # of the request that led into the space one is in
         self._entry: frames.Open | frames.Join | None = None  # the newest that was asked for
         self._way_back: dict[str, Any] | None = None  # the fields of `join` that lead back
         self._rejoin_id = 0
@@ -500,8 +501,11 @@ class Client:
                 return self._receive_own(frame, now_ns)
             case frames.Joined():
                 self._enter(frame, now_ns)
-            case frames.State(you=you, snapshot=snapshot):
-                self.view.take(you, snapshot)
+            case frames.SpaceNotice(space=space) if space != self.view.id:
+                return []  # of a space that was left
+            case frames.State(space=space, you=you, snapshot=snapshot):
+                if space == self.view.id:
+                    self.view.take(you, snapshot)
             case frames.You(you=you):
                 self.view.me = you
                 return [Changed()]
@@ -513,7 +517,7 @@ class Client:
                 return [Removed(text)]
             case frames.Notice():
                 return [Notified(frame)]
-            case frames.Ok(re=self._leave_id):
+            case frames.Ok(re=self._leave_id) if self._leave_id > self._entered_id:
                 self._out_of_space()
         return [Replied(frame.re, frame)] if isinstance(frame, frames.Reply) else []
 
@@ -527,17 +531,18 @@ class Client:
                 return self._not_let_in(reply, now_ns)
             case frames.Error(code=frames.ErrorCode.TOO_OLD):
                 self._request_own(frames.Look)
-            case frames.Updates():
+            case frames.Updates(space=self.view.id):
                 if told := self._told(reply):
                     self._asked_ns -= ASK_AGAIN_NS  # if there is more, it may be asked for at once
                 return told
-            case frames.State(you=you, snapshot=snapshot):
+            case frames.State(space=self.view.id, you=you, snapshot=snapshot):
                 self.view.take(you, snapshot)
                 return [Changed()]
         # Of another error (the space is gone) nothing more is asked: it would go on for ever.
         return []
 
     def _enter(self, joined: frames.Joined, now_ns: int) -> None:
+        self._entered_id = joined.re
         self.view = SpaceView(
             id=joined.space, reactions=tuple(joined.reactions), evidence=joined.evidence
         )

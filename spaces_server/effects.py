@@ -100,18 +100,11 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class BlocksChanged:
-    """There is a block between two accounts now, or none any more: mixes follow."""
+    """There is a block between two accounts now, or none any more: mixes follow, and whom a host
+    has blocked is out of the host's space."""
 
     one: int
     other: int
-
-
-@dataclass(frozen=True, slots=True)
-class HostBlocked:
-    """`host` has blocked `account`: out of all spaces of `host`."""
-
-    host: int
-    account: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +233,6 @@ Effect = (
     | TellAccount
     | Keep
     | BlocksChanged
-    | HostBlocked
     | Renamed
     | Registered
     | Expelled

@@ -440,7 +440,7 @@ class Gathering:
         )
         person = self._by_who.get(who)
         if person is not None:
-            self._out.append(Tell(person.id, frames.Removed(text=text)))
+            self._out.append(Tell(person.id, frames.Removed(space=self.record.id, text=text)))
             if person.host:
                 self._removed_hosts.add(person.host)
             self._go(person)
@@ -457,7 +457,9 @@ class Gathering:
             Drop(StageRecord, of_space),
             Drop(InviteRecord, of_space),
         ]
-        self._out += [Tell(member, frames.Ended(text=text)) for member in self._members]
+        self._out += [
+            Tell(member, frames.Ended(space=self.record.id, text=text)) for member in self._members
+        ]
         self._out.append(SpaceEnded(text))
         self.feed = Feed(self.record.id, self.record.title, self.settings)
         self._stage = Stage(self.record.id, 0, 0, ())
@@ -609,7 +611,7 @@ class Gathering:
             self._changed(person)
 
     def _tell_you(self, person: Person) -> None:
-        self._out.append(Tell(person.id, frames.You(you=person.view())))
+        self._out.append(Tell(person.id, frames.You(space=self.record.id, you=person.view())))
 
     # -- who hears whom ------------------------------------------------------------------------
 
@@ -643,7 +645,9 @@ class Gathering:
 
     def _warn(self, hearer: Person, source: Person) -> None:
         if self._relations.has_blocked(hearer.account, source.account):
-            self._out.append(Tell(hearer.id, frames.BlockedOnStage(member=source.id)))
+            self._out.append(
+                Tell(hearer.id, frames.BlockedOnStage(space=self.record.id, member=source.id))
+            )
 
     def _check_open(self) -> None:
         if self.ended:

@@ -25,7 +25,6 @@ from spaces_server.effects import (
     EndSpace,
     Entered,
     Expelled,
-    HostBlocked,
     Invited,
     Keep,
     Moment,
@@ -286,16 +285,6 @@ class House:
             case BlocksChanged(one, other):
                 return self._in_spaces(
                     lambda space: space.blocks_changed(one, other, now), asker, now
-                )
-            case HostBlocked(host, account):
-                return self._in_spaces(
-                    lambda space: (
-                        space.remove(account, host, now, "the host has blocked you")
-                        if space.record.host == host and space.member_of(account) is not None
-                        else []
-                    ),
-                    asker,
-                    now,
                 )
             case Renamed(account):
                 return self._in_spaces(lambda space: space.renamed(account, now), asker, now)

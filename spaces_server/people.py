@@ -29,7 +29,6 @@ from spaces_server.effects import (
     DeviceRemoved,
     Effect,
     Expelled,
-    HostBlocked,
     Keep,
     Moment,
     RefusedError,
@@ -566,7 +565,6 @@ class People:
         return [
             self._save(BlockRecord(blocker=account.id, blocked=whom.id), without=ended),
             BlocksChanged(account.id, whom.id),
-            HostBlocked(host=account.id, account=whom.id),
         ]
 
     # -- access --------------------------------------------------------------------------------

@@ -130,10 +130,16 @@ class Space(Gathering):
                     raise RefusedError(ErrorCode.TOO_OLD)
                 updates, state_hash = found
                 return frames.Updates(
-                    re=request.id, first=after + 1, updates=updates, hash=state_hash
+                    re=request.id,
+                    space=self.record.id,
+                    first=after + 1,
+                    updates=updates,
+                    hash=state_hash,
                 )
             case frames.Look():
-                return frames.State(re=request.id, you=me.view(), snapshot=self.snapshot())
+                return frames.State(
+                    re=request.id, space=self.record.id, you=me.view(), snapshot=self.snapshot()
+                )
         return None
 
     def _carry_out(
@@ -241,14 +247,14 @@ class Space(Gathering):
         if self._relations.has_blocked(whom.account, me.account):
             return  # nothing of the asker's reaches them, and the asker does not notice
         self._offers[whom.id] = me.id
-        self._out.append(Tell(whom.id, frames.Offered(by=me.id)))
+        self._out.append(Tell(whom.id, frames.Offered(space=self.record.id, by=me.id)))
 
     def _decline(self, me: Person) -> None:
         by = self._offers.pop(me.id, None)
         if by is None:
             raise RefusedError(ErrorCode.NOT_OFFERED)
         if by in self._members:
-            self._out.append(Tell(by, frames.Declined(member=me.id)))
+            self._out.append(Tell(by, frames.Declined(space=self.record.id, member=me.id)))
 
     def _mute_all(self, me: Person) -> None:
         """Also those whose place is kept: they come back muted."""

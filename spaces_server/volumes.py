@@ -39,8 +39,9 @@ class Volumes:
         return self._hearers.get(source, set())
 
     def set(self, hearer: Who, source: Who, percent: int) -> None:
-        """Rounded to STEP.  Raises RefusedError if there are too many, and changes nothing."""
-        percent = round(percent / STEP) * STEP
+        """Rounded to STEP, halves up.  Raises RefusedError if there are too many, and then nothing
+        has changed."""
+        percent = (percent + STEP // 2) // STEP * STEP
         before = self._mixes.get(hearer, _NONE)
         volumes = dict(before)
         if percent == AS_IT_IS:

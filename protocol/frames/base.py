@@ -26,6 +26,7 @@ MAX_CHUNK_BYTES = 16_384
 MAX_FEED_CATCH_UP = 256
 
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
+RequestId = Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
 Seat = Annotated[int, Meta(ge=0, le=255)]
 Percent = Annotated[int, Meta(ge=0, le=200)]
 Time = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]  # seconds since 1970, UTC
@@ -35,6 +36,7 @@ NoHandle = Annotated[str, Meta(max_length=MAX_HANDLE_CHARS)]  # empty: nobody's
 Title = Annotated[str, Meta(min_length=1, max_length=MAX_TITLE_CHARS)]
 PostText = Annotated[str, Meta(max_length=MAX_POST_CHARS)]
 MessageText = Annotated[str, Meta(max_length=MAX_MESSAGE_CHARS)]
+SomeMessageText = Annotated[str, Meta(min_length=1, max_length=MAX_MESSAGE_CHARS)]
 ChatText = Annotated[str, Meta(min_length=1, max_length=MAX_CHAT_CHARS)]
 ReportText = Annotated[str, Meta(max_length=MAX_REPORT_CHARS)]
 Label = Annotated[str, Meta(min_length=1, max_length=MAX_LABEL_CHARS)]
@@ -162,7 +164,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 class Request(Frame, frozen=True, kw_only=True):
     """Base of what a client asks; `id` comes back as `re`."""
 
-    id: U32
+    id: RequestId
 
 
 class Reply(Frame, frozen=True, kw_only=True):
@@ -186,6 +188,12 @@ class Error(Reply, frozen=True, kw_only=True, tag="error", omit_defaults=True):
 
 class Notice(Frame, frozen=True, kw_only=True):
     """Base of what the server tells unasked."""
+
+
+class SpaceNotice(Notice, frozen=True, kw_only=True):
+    """Base of what one member of a space is told; it may come when they are in another already."""
+
+    space: SpaceId
 
 
 class KeptNotice(Notice, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from protocol.frames.space import FeedBatch, Update
 
 def _frames(*modules: Any, of: type[Frame]) -> tuple[type[Any], ...]:
     """The frames of a kind that the modules declare, in the order in which they do."""
-    bases = (Frame, Request, base.Reply, Notice, KeptNotice)
+    bases = (Frame, Request, base.Reply, Notice, base.SpaceNotice, KeptNotice)
     return tuple(
         kind
         for module in modules

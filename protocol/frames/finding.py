@@ -20,6 +20,7 @@ from protocol.frames.base import (
     PostText,
     Reply,
     Request,
+    SomeMessageText,
     SpaceId,
     Time,
     Title,
@@ -177,7 +178,7 @@ class SendMessage(Request, frozen=True, kw_only=True, tag="send_message"):
     """Sends a direct message.  Reply: `sent`."""
 
     person: Handle
-    text: MessageText
+    text: SomeMessageText
 
 
 class ListMessages(Request, frozen=True, kw_only=True, tag="list_messages"):

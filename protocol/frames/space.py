@@ -13,12 +13,12 @@ from protocol.frames.base import (
     Handle,
     Name,
     NoHandle,
-    Notice,
     Percent,
     Reply,
     Request,
     Seat,
     SpaceId,
+    SpaceNotice,
     Time,
     Title,
     Token,
@@ -281,6 +281,7 @@ class RosterPage(Reply, frozen=True, kw_only=True, tag="roster_page"):
 class Updates(Reply, frozen=True, kw_only=True, tag="updates"):
     """The feed's updates from number `first` on, and the state hash after the last of them."""
 
+    space: SpaceId
     first: U32
     updates: list[dict[str, Any]]
     hash: U32
@@ -289,6 +290,7 @@ class Updates(Reply, frozen=True, kw_only=True, tag="updates"):
 class State(Reply, frozen=True, kw_only=True, tag="state"):
     """A fresh snapshot, and oneself as the server sees one."""
 
+    space: SpaceId
     you: Member
     snapshot: Snapshot
 
@@ -302,37 +304,37 @@ class Said(Reply, frozen=True, kw_only=True, tag="said"):
 # -- what one member is told, unasked ------------------------------------------------------------
 
 
-class You(Notice, frozen=True, kw_only=True, tag="you"):
+class You(SpaceNotice, frozen=True, kw_only=True, tag="you"):
     """Your own state changed: brought up, taken down, muted, made co-host or host."""
 
     you: Member
 
 
-class Offered(Notice, frozen=True, kw_only=True, tag="offered"):
+class Offered(SpaceNotice, frozen=True, kw_only=True, tag="offered"):
     """You are invited to speak; by: the member who invites."""
 
     by: U32
 
 
-class Declined(Notice, frozen=True, kw_only=True, tag="declined"):
+class Declined(SpaceNotice, frozen=True, kw_only=True, tag="declined"):
     """A member has declined the asker's offer to speak."""
 
     member: U32
 
 
-class BlockedOnStage(Notice, frozen=True, kw_only=True, tag="blocked_on_stage"):
+class BlockedOnStage(SpaceNotice, frozen=True, kw_only=True, tag="blocked_on_stage"):
     """Somebody whom you blocked came on stage; you do not hear them."""
 
     member: U32
 
 
-class Removed(Notice, frozen=True, kw_only=True, tag="removed"):
+class Removed(SpaceNotice, frozen=True, kw_only=True, tag="removed"):
     """You were removed from the space, and cannot come back into it."""
 
     text: str
 
 
-class Ended(Notice, frozen=True, kw_only=True, tag="ended"):
+class Ended(SpaceNotice, frozen=True, kw_only=True, tag="ended"):
     """The space is over."""
 
     text: str

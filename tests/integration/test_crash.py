@@ -19,7 +19,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -335,7 +335,7 @@ class Troupe:
 
     async def _done(self, request: Request, live: "LiveSpace", number: int) -> None:
         await request(live)
-        self.confirmed = number
+        self.confirmed = max(self.confirmed, number)
         self._confirm()
 
     async def _follow_up(self) -> None:
@@ -862,15 +862,6 @@ class Servers:
             self._forks.stdin.close()
 
 
-@contextlib.asynccontextmanager
-async def forking(folder: Path, url: str) -> AsyncIterator[Servers]:
-    servers = Servers(folder, url)
-    try:
-        yield servers
-    finally:
-        servers.close()
-
-
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 async def test_what_was_acknowledged_outlives_a_kill_and_nothing_is_done_by_half(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -894,7 +885,7 @@ async def test_what_was_acknowledged_outlives_a_kill_and_nothing_is_done_by_half
     troupes = [Troupe(n, random.Random(seed + n), confirm) for n in range(TROUPES)]
     confirmed = under_way = 0
     endings: list[asyncio.Task[None]] = []
-    async with forking(tmp_path, url) as servers:
+    with contextlib.closing(Servers(tmp_path, url)) as servers:
         link = await servers.start()
         for troupe in troupes:
             await troupe.register(link)

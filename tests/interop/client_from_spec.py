@@ -1776,7 +1776,7 @@ class Visitor:
     def receive(self, datagram: bytes, now_ns: int) -> None:
         self._unheard = 0
         self.client.receive(datagram, now_ns)
-        self._look(now_ns)
+        self._watch(now_ns)
 
     def nothing_listens(self, now_ns: int) -> None:
         """The operating system says so of the server's port."""
@@ -1806,10 +1806,10 @@ class Visitor:
             self._rejoin_ns = NEVER_NS
             self._rejoin = self.client.request("join", **self._place)
         sent = self.client.poll(now_ns)
-        self._look(now_ns)
+        self._watch(now_ns)
         return sent
 
-    def _look(self, now_ns: int) -> None:
+    def _watch(self, now_ns: int) -> None:
         """What has become of the client."""
         client = self.client
         if client.state == "session" and not self._met:

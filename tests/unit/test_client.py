@@ -88,9 +88,13 @@ class Hall:
                 )  # fmt: skip
             case frames.CatchUp(after=after):
                 news = self.updates[after:]
-                return frames.Updates(re=request.id, first=after + 1, updates=news, hash=self.hash)
+                return frames.Updates(
+                    re=request.id, space="room", first=after + 1, updates=news, hash=self.hash
+                )
             case frames.Look():
-                return frames.State(re=request.id, you=self.me, snapshot=self.snapshot())
+                return frames.State(
+                    re=request.id, space="room", you=self.me, snapshot=self.snapshot()
+                )
         return frames.Ok(re=request.id)
 
     def tell(self, frame: Frame) -> None:
@@ -244,7 +248,7 @@ def test_one_s_own_state() -> None:
     hall = joined()
     assert hall.client.may_speak
     held = Member(id=7, name="Bo", handle="bo", role=Role.SPEAKER, seat=1, muted=True, held=True)
-    hall.tell(frames.You(you=held))
+    hall.tell(frames.You(space="room", you=held))
     assert hall.seen() == [c.Changed()]
     assert hall.client.view.me == held
     assert not hall.client.may_speak
@@ -258,9 +262,9 @@ NOTICES: list[frames.Notice] = [
     frames.OutcomeNotice(notice=3, report=1, outcome=frames.Outcome.WARN, text="done"),
     frames.Warned(notice=4, text="be kind"),
     frames.AccessGranted(notice=5, by="ada"),
-    frames.Offered(by=1),
-    frames.Declined(member=8),
-    frames.BlockedOnStage(member=1),
+    frames.Offered(space="room", by=1),
+    frames.Declined(space="room", member=8),
+    frames.BlockedOnStage(space="room", member=1),
 ]
 
 
@@ -281,7 +285,9 @@ def test_notices_become_events() -> None:
 @pytest.mark.parametrize("kind", [frames.Removed, frames.Ended])
 def test_out_of_the_space(kind: type[frames.Removed | frames.Ended]) -> None:
     hall = joined()
-    hall.tell(kind(text="that is it"))
+    hall.tell(kind(space="another", text="that was it"))
+    assert hall.seen() == [], "it was about a space that one has left"
+    hall.tell(kind(space="room", text="that is it"))
     expected = c.Removed if kind is frames.Removed else c.Ended
     assert hall.seen() == [expected("that is it")]
     assert hall.client.view.me is None
@@ -415,7 +421,9 @@ def test_one_answer_that_nothing_listens_is_not_believed() -> None:
     hall = joined()
     for _ in range(5):
         assert hall.client.refused(hall.now_ns) == []
-        hall.tell(frames.BlockedOnStage(member=1))  # anything that only the server can have sent
+        hall.tell(
+            frames.BlockedOnStage(space="room", member=1)
+        )  # anything that only the server can have sent
     hall.client.refused(hall.now_ns)
     (event,) = hall.client.refused(hall.now_ns)
     assert isinstance(event, c.Reconnecting)

@@ -156,9 +156,9 @@ async def test_chat_and_reactions_without_a_terminal() -> None:
 @pytest.mark.parametrize(
     ("frame", "says"),
     [
-        (frames.Offered(by=2), "Bo (2) invites you to speak: /accept or /decline"),
-        (frames.Declined(member=8), "number 8 declines to speak"),
-        (frames.BlockedOnStage(member=2), "Bo (2), whom you blocked, is on stage"),
+        (frames.Offered(space="s", by=2), "Bo (2) invites you to speak: /accept or /decline"),
+        (frames.Declined(space="s", member=8), "number 8 declines to speak"),
+        (frames.BlockedOnStage(space="s", member=2), "Bo (2), whom you blocked, is on stage"),
         (
             frames.MessageNotice(
                 message=MessageInfo(id=1, sender="bo", recipient="ada", at=1, text="a\nb")
@@ -245,7 +245,7 @@ async def test_nothing_of_others_reaches_the_terminal_unless_it_can_be_shown() -
         Changed(),
         Chat(said),
         Reacted({EVIL: 3}, stage),
-        Notified(frames.Offered(by=2)),
+        Notified(frames.Offered(space="s", by=2)),
         Notified(frames.Warned(notice=1, text=EVIL)),
         Notified(frames.MessageNotice(message=message)),
         Notified(frames.Started(notice=1, space="x", title=EVIL, host=EVIL)),

@@ -213,7 +213,9 @@ def test_an_answer_is_cut_to_a_frame_and_goes_on_from_there() -> None:
         found = feed.after(number, frozenset())
         assert found is not None
         updates, state_hash = found
-        answer = frames.Updates(re=2**32 - 1, first=2**32 - 1, updates=updates, hash=state_hash)
+        answer = frames.Updates(
+            re=2**32 - 1, space="a" * 32, first=2**32 - 1, updates=updates, hash=state_hash
+        )
         assert len(frames.encode(answer)) <= MAX_FRAME_BYTES
         for update in updates:
             decoded = frames.decode_update(update)

@@ -360,7 +360,7 @@ def test_whatever_frames_an_authenticated_server_sends_raise_nothing(data: st.Da
         reactions=["👏"],
     )
     unreadable: list[dict[str, Any]] = [{"type": ["member"]}, {"type": "member", "member": 5}, {}]
-    news = frames.Updates(re=2, first=6, updates=unreadable, hash=0)
+    news = frames.Updates(re=2, space="lobby", first=6, updates=unreadable, hash=0)
     for message in (frames.encode(joined), frames.encode(news), *said):
         at.session.connection.send(message)
     for datagram in at.session.connection.transmit(at.house.now_ns):

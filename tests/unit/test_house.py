@@ -294,7 +294,9 @@ def test_somebody_whom_one_blocked_is_warned_of() -> None:
     hall.does(speaker, frames.TakeDown)
     hall.does(speaker, frames.RaiseHand)
     hall.does(host, frames.BringUp, member=speaker.id)
-    assert notices(listener, frames.BlockedOnStage) == [frames.BlockedOnStage(member=speaker.id)]
+    assert notices(listener, frames.BlockedOnStage) == [
+        frames.BlockedOnStage(space=listener.client.view.id, member=speaker.id)
+    ]
     assert notices(speaker) == []
 
 

@@ -33,8 +33,8 @@ SPACE = frames.SpaceInfo(id="s", title="t", host="bo", host_name="Bo", state=fra
 REPLIES: dict[str, Callable[[int], Frame]] = {
     "ok": lambda re: frames.Ok(re=re),
     "joined": lambda re: frames.Joined(re=re, space="s", you=ME, snapshot=STATE, reactions=["👏"]),
-    "state": lambda re: frames.State(re=re, you=ME, snapshot=STATE),
-    "updates": lambda re: frames.Updates(re=re, first=1, updates=[], hash=0),
+    "state": lambda re: frames.State(re=re, space="s", you=ME, snapshot=STATE),
+    "updates": lambda re: frames.Updates(re=re, space="s", first=1, updates=[], hash=0),
     "roster_page": lambda re: frames.RosterPage(re=re, members=[ME], more=False),
     "said": lambda re: frames.Said(re=re, line=5),
     "account": lambda re: frames.AccountReply(re=re, account=ACCOUNT, server=frames.Access.OPEN),
@@ -405,7 +405,8 @@ async def test_evidence_is_opened_with_one_s_own_key() -> None:
 async def test_a_kept_notice_counts_as_seen_once_it_was_dealt_with() -> None:
     async with open_desk() as desk, session(desk.link) as me:
         await me.who_am_i()  # so that the server knows the session
-        desk.tell(R.Offered(by=1))
+        message = R.MessageInfo(id=1, sender="bo", recipient="ada", at=1, text="hello")
+        desk.tell(R.MessageNotice(message=message))
         desk.tell(R.Warned(notice=3, text="be kind"))
         desk.tell(R.Unread(notice=4))
         events = me.events()
@@ -415,7 +416,7 @@ async def test_a_kept_notice_counts_as_seen_once_it_was_dealt_with() -> None:
                 event = await anext(events)
                 got += [event] if isinstance(event, c.Notified) else []
                 assert len(got) == 3 or R.Seen not in map(type, desk.asked)
-        assert [type(event.frame) for event in got] == [R.Offered, R.Warned, R.Unread]
+        assert [type(event.frame) for event in got] == [R.MessageNotice, R.Warned, R.Unread]
         assert (await desk.asks(R.Seen)).notice == 3
         await me.who_am_i()
         assert [type(r) for r in desk.asked].count(R.Seen) == 1, "the newest may yet be missed"

@@ -400,7 +400,7 @@ def test_the_hand() -> None:
     member = scene.enters(2)
     effects = scene.does(member, frames.RaiseHand)
     raised = Member(id=member, name="Person 2", handle="p2", hand=START.utc_s)
-    assert effects == [Tell(member, frames.You(you=raised))]
+    assert effects == [Tell(member, frames.You(space="room", you=raised))]
     assert raised in scene.space.snapshot().members
     number = scene.space.feed.number
     scene.after(10)
@@ -457,7 +457,7 @@ def test_bringing_up_needs_a_hand_and_a_place() -> None:
         scene.does(member, frames.RaiseHand)
     effects = scene.does(scene.host, frames.BringUp, member=first)
     up = Member(id=first, name="Person 2", handle="p2", role=Role.SPEAKER, seat=1)
-    assert effects[1:] == [SourceAdded(first, 1), Tell(first, frames.You(you=up))]
+    assert effects[1:] == [SourceAdded(first, 1), Tell(first, frames.You(space="room", you=up))]
     assert [p.record.account for p in saved(effects)] == [2]
     scene.refused(ErrorCode.STAGE_FULL, scene.host, frames.BringUp, member=second)
     scene.does(scene.host, frames.TakeDown, member=first)
@@ -469,10 +469,10 @@ def test_an_offer_to_speak() -> None:
     listener = scene.enters(2)
     scene.refused(ErrorCode.NOT_OFFERED, listener, frames.Accept)
     scene.refused(ErrorCode.NOT_OFFERED, listener, frames.Decline)
-    offered = Tell(listener, frames.Offered(by=scene.host))
+    offered = Tell(listener, frames.Offered(space="room", by=scene.host))
     assert scene.does(scene.host, frames.Offer, member=listener) == [offered]
     assert scene.does(listener, frames.Decline) == [
-        Tell(scene.host, frames.Declined(member=listener))
+        Tell(scene.host, frames.Declined(space="room", member=listener))
     ]
     scene.refused(ErrorCode.NOT_OFFERED, listener, frames.Accept)
     scene.does(scene.host, frames.Offer, member=listener)
@@ -541,7 +541,7 @@ def test_appointing_and_dismissing_keep_seat_and_source() -> None:
     for kind, role in ((frames.Appoint, Role.CO_HOST), (frames.Dismiss, Role.SPEAKER)):
         effects = scene.does(scene.host, kind, member=speaker)
         view = scene.space.view(speaker)
-        assert effects[1:] == [Tell(speaker, frames.You(you=view))]
+        assert effects[1:] == [Tell(speaker, frames.You(space="room", you=view))]
         assert (view.role, view.seat) == (role, seat)
 
 
@@ -575,7 +575,7 @@ def test_muting_somebody_holds_them() -> None:
     scene = Scene()
     speaker = scene.speaker(2)
     effects = scene.does(scene.host, frames.Mute, member=speaker)
-    you = Tell(speaker, frames.You(you=scene.space.view(speaker)))
+    you = Tell(speaker, frames.You(space="room", you=scene.space.view(speaker)))
     assert effects[1:] == [SourceRemoved(speaker), you]
     assert [(p.record.muted, p.record.held) for p in saved(effects)] == [(True, True)]
     number = scene.space.feed.number
@@ -650,7 +650,10 @@ def test_taking_down() -> None:
     speaker = scene.speaker(2)
     effects = scene.does(scene.host, frames.TakeDown, member=speaker)
     down = Member(id=speaker, name="Person 2", handle="p2")
-    assert effects[1:] == [SourceRemoved(speaker), Tell(speaker, frames.You(you=down))]
+    assert effects[1:] == [
+        SourceRemoved(speaker),
+        Tell(speaker, frames.You(space="room", you=down)),
+    ]
     muted = scene.speaker(3)
     scene.does(muted, frames.Mute)
     assert mixing(scene.does(scene.host, frames.TakeDown, member=muted)) == []
@@ -761,7 +764,7 @@ def test_removal_by_the_server_also_of_the_absent_and_the_host() -> None:
     assert [r.account for r in scene.image.of(StageRecord)] == [1]
     co_host = scene.co_host(3)
     effects = scene.took(scene.space.remove(1, 50, scene.now, "enough"))
-    assert Tell(scene.host, frames.Removed(text="enough")) in effects
+    assert Tell(scene.host, frames.Removed(space="room", text="enough")) in effects
     assert scene.space.view(co_host).role is Role.HOST
 
 
