@@ -22,12 +22,12 @@ from protocol.opus import Encoder
 from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio
 from protocol.sealing import SessionKeys
 from spaces_client.client import Client, ClientEvent, Phase, Replied
-from spaces_server.house import HouseRules
 from spaces_server.mixer.egress import Batch, Egress
 from spaces_server.mixer.mixer import LIMIT, limit
 from spaces_server.mixer.plan import Plan
 from spaces_server.mixer.source import FRAME_SAMPLES, Source
 from spaces_server.node import Limits, Node
+from spaces_server.policy.house import HouseRules
 from spaces_server.records import StoreReply
 
 TICK_NS = 20 * MS

@@ -31,8 +31,8 @@ from spaces_server.config import (
     guess_public_host,
     read_toml,
 )
-from spaces_server.house import HouseRules
-from spaces_server.space import SpaceRules
+from spaces_server.policy.house import HouseRules
+from spaces_server.policy.space import SpaceRules
 
 if TYPE_CHECKING:
     from spaces_server.server import Server

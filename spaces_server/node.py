@@ -33,7 +33,11 @@ from protocol.frames import ERROR_TEXTS, ErrorCode, FrameError
 from protocol.opus import Encoder
 from protocol.packets import Kind, MalformedPacketError, UplinkAudio
 from protocol.reliable import ChannelFull
-from spaces_server.effects import (
+from spaces_server.endpoint import Endpoint, Session
+from spaces_server.ledger import Ledger
+from spaces_server.mixer.egress import Batch, Egress
+from spaces_server.mixer.mixer import Mixer, ParallelMap, SpaceMix
+from spaces_server.policy.effects import (
     Answer,
     Ask,
     Asker,
@@ -52,14 +56,10 @@ from spaces_server.effects import (
     Tell,
     TellAccount,
 )
-from spaces_server.endpoint import Endpoint, Session
-from spaces_server.house import IN_A_SPACE, House, HouseRules, Place, Placed
-from spaces_server.ledger import Ledger
-from spaces_server.mixer.egress import Batch, Egress
-from spaces_server.mixer.mixer import Mixer, ParallelMap, SpaceMix
+from spaces_server.policy.house import IN_A_SPACE, House, HouseRules, Place, Placed
+from spaces_server.policy.space import Space
 from spaces_server.recorder import Recorder
 from spaces_server.records import Change, Loaded, Rows, StoreReply, StoreRequest
-from spaces_server.space import Space
 
 LASTING = (frames.Ok, frames.Reported)  # replies that say that something is so from now on
 TOO_SLOW = "you do not take what you are sent"

@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
 from protocol.connection import MS
-from spaces_server.house import HouseRules
 from spaces_server.mixer.source import FRAME_SAMPLES
 from spaces_server.net.ticker import Ticker
 from spaces_server.net.transport import Transport, host_of, open_transport
 from spaces_server.node import Limits, Node
+from spaces_server.policy.house import HouseRules
 from spaces_server.records import StoreReply
 from spaces_server.store.database import Database
 from spaces_server.store.worker import StoreWorker

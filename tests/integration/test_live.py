@@ -27,8 +27,8 @@ from spaces_client.audio import BLOCK_SAMPLES, Samples
 from spaces_client.client import Client
 from spaces_client.live import LiveSpace, SpacesError, connect, host, session
 from spaces_client.wav import WavOutput
-from spaces_server.house import HouseRules
 from spaces_server.node import Limits
+from spaces_server.policy.house import HouseRules
 from spaces_server.server import Server
 from spaces_server.store.database import Database
 from tests.integration.processes import PATIENCE_S, ServerCommand

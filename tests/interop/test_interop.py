@@ -30,9 +30,9 @@ from protocol.replay import ReplayWindow
 from protocol.sealing import Opener, Sealer
 from protocol.tables import SPEC, parse_example
 from spaces_client import client as product
-from spaces_server.gathering import SpaceRules
-from spaces_server.house import HouseRules
 from spaces_server.node import Limits, Node
+from spaces_server.policy.gathering import SpaceRules
+from spaces_server.policy.house import HouseRules
 from tests.interop import client_from_spec as spec
 from tests.sim.checkers import (
     NoncesNeverRepeat,

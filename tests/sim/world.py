@@ -18,8 +18,8 @@ from protocol.noise import public_key
 from protocol.packets import Kind
 from spaces_client import client as c
 from spaces_client.client import Client
-from spaces_server.house import HouseRules
 from spaces_server.node import Limits, Node
+from spaces_server.policy.house import HouseRules
 from spaces_server.records import StoreReply
 from tests.shelf import CONFIRM_NS, Shelf
 from tests.sim.network import Network, Path

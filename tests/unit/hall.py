@@ -16,9 +16,9 @@ from protocol.noise import public_key
 from protocol.opus import Decoder, Encoder
 from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio, unpack_header
 from spaces_client.client import Client, ClientEvent, Disconnected, Heard, Phase, Replied
-from spaces_server.house import HouseRules
 from spaces_server.node import Limits, Node
-from spaces_server.space import Space
+from spaces_server.policy.house import HouseRules
+from spaces_server.policy.space import Space
 from tests.shelf import Shelf
 
 SERVER = b"server".ljust(28, b".")

@@ -16,8 +16,8 @@ from protocol import frames
 from protocol.frames import ErrorCode
 from protocol.noise import public_key
 from protocol.roles import ServerRole
-from spaces_server.desk import Desk
-from spaces_server.effects import (
+from spaces_server.policy.desk import Desk
+from spaces_server.policy.effects import (
     Answer,
     Ask,
     Asker,
@@ -29,10 +29,10 @@ from spaces_server.effects import (
     Save,
     TellAccount,
 )
-from spaces_server.mail import Mail
-from spaces_server.people import People
-from spaces_server.posts import Posts
-from spaces_server.programme import LiveInfo, Programme
+from spaces_server.policy.mail import Mail
+from spaces_server.policy.people import People
+from spaces_server.policy.posts import Posts
+from spaces_server.policy.programme import LiveInfo, Programme
 from spaces_server.records import Change, Commit, Loaded, Put, SpaceRecord
 from spaces_server.store.database import Database
 

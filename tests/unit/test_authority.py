@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from protocol import frames
 from protocol.frames import ErrorCode, Settings, WhoSpeaks
 from protocol.roles import PERMISSIONS, SELF, Action, Role
-from spaces_server.effects import (
+from spaces_server.policy.effects import (
     Answer,
     Effect,
     Left,
@@ -34,10 +34,10 @@ from spaces_server.effects import (
     SpaceEnded,
     Tell,
 )
-from spaces_server.invites import MAX_INVITES
+from spaces_server.policy.invites import MAX_INVITES
+from spaces_server.policy.space import ACTIONS, Space, SpaceRules
+from spaces_server.policy.stage import Stage
 from spaces_server.records import RemovalRecord, SpaceRecord, StageRecord
-from spaces_server.space import ACTIONS, Space, SpaceRules
-from spaces_server.stage import Stage
 from tests.unit.town import ID, START, Image, S, Town, entropy, new_record, restore
 
 Who = int | str  # an account's number, a guest's name

@@ -21,9 +21,9 @@ from protocol.frames import (
 from protocol.packets import MAX_PLAINTEXT_BYTES
 from protocol.roles import Role
 from protocol.state_hash import StateHash
-from spaces_server.feed import GATHER_NS, Feed
-from spaces_server.gathering import MAX_EMOJI_BYTES
-from spaces_server.talk import MAX_SHOWN
+from spaces_server.policy.feed import GATHER_NS, Feed
+from spaces_server.policy.gathering import MAX_EMOJI_BYTES
+from spaces_server.policy.talk import MAX_SHOWN
 
 LONGEST = frames.Member(
     id=0xFFFF_FFFF,

@@ -50,11 +50,11 @@ from protocol.roles import Action, Role, ServerAction
 from spaces_client import AGENT as CLIENT_AGENT
 from spaces_server import AGENT as SERVER_AGENT
 from spaces_server import talk
-from spaces_server.feed import ANSWER_BYTES
-from spaces_server.gathering import MAX_EMOJI_BYTES, MAX_STAGE
-from spaces_server.invites import MAX_INVITES
-from spaces_server.people import MAX_DEVICES
-from spaces_server.space import MAX_HANDS
+from spaces_server.policy.feed import ANSWER_BYTES
+from spaces_server.policy.gathering import MAX_EMOJI_BYTES, MAX_STAGE
+from spaces_server.policy.invites import MAX_INVITES
+from spaces_server.policy.people import MAX_DEVICES
+from spaces_server.policy.space import MAX_HANDS
 
 FRAMES = (*REQUESTS, *REPLIES, *NOTICES)
 Fields = dict[str, Any]

@@ -11,8 +11,8 @@ from protocol.connection import CloseCode
 from protocol.frames import Access, Category, ErrorCode, Outcome, Visibility
 from protocol.roles import Role
 from spaces_client.client import Notified, Removed
-from spaces_server.house import HouseRules
-from spaces_server.space import SpaceRules
+from spaces_server.policy.house import HouseRules
+from spaces_server.policy.space import SpaceRules
 from tests.unit.hall import SECOND, Guest, Hall, decoded, level
 
 GATHERED = 14  # ticks after which the feed has told of everything

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from protocol import frames
 from protocol.frames import ErrorCode
-from spaces_server.effects import Asker, RefusedError
-from spaces_server.limits import (
+from spaces_server.policy.effects import Asker, RefusedError
+from spaces_server.policy.limits import (
     ANYTHING_ELSE,
     LIMITS,
     SECOND,

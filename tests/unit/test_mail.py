@@ -5,8 +5,8 @@ import pytest
 from protocol import frames
 from protocol.frames import MAX_MESSAGE_CHARS, ErrorCode, MessageInfo
 from protocol.roles import Role
-from spaces_server.effects import Asker, Invited
-from spaces_server.mail import PAGE
+from spaces_server.policy.effects import Asker, Invited
+from spaces_server.policy.mail import PAGE
 from spaces_server.records import InviteRecord
 from tests.unit.policies import ID, Policies, server
 

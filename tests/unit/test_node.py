@@ -15,9 +15,9 @@ from protocol.packets import Kind
 from protocol.reliable import ChannelFull
 from protocol.roles import Role
 from spaces_client.client import Ended, Notified, Reconnected, Reconnecting, Replied
-from spaces_server.house import HouseRules
 from spaces_server.ledger import MAX_WAITING
-from spaces_server.space import SpaceRules
+from spaces_server.policy.house import HouseRules
+from spaces_server.policy.space import SpaceRules
 from tests.unit.hall import OUTSIDE, SECOND, TICK_NS, Guest, Hall
 
 GATHERED = 14  # ticks after which the feed has told of everything

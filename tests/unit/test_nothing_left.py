@@ -12,8 +12,8 @@ import pytest
 from protocol import frames
 from protocol.frames import Category, ErrorCode
 from spaces_client.client import Client
-from spaces_server.house import HouseRules
-from spaces_server.space import SpaceRules
+from spaces_server.policy.house import HouseRules
+from spaces_server.policy.space import SpaceRules
 from tests.unit.hall import SECOND, Guest, Hall
 
 LINES = ("what was said in the chat", "and what was taken back", "and told to some only")

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from protocol import frames
 from protocol.frames import Access, ErrorCode
 from protocol.roles import ServerAction, ServerRole, server_allowed
-from spaces_server import people as module
-from spaces_server.effects import (
+from spaces_server.policy import people as module
+from spaces_server.policy.effects import (
     Answer,
     Asker,
     BlocksChanged,
@@ -30,7 +30,7 @@ from spaces_server.effects import (
     Renamed,
     Save,
 )
-from spaces_server.people import (
+from spaces_server.policy.people import (
     ACCOUNTS_PAGE,
     MAX_BLOCKS,
     MAX_DEVICES,

@@ -14,9 +14,9 @@ from protocol.frames import (
     Visibility,
 )
 from protocol.notes import MAX_NOTE_BYTES, pack
-from spaces_server import posts as module
-from spaces_server.effects import Asker
-from spaces_server.posts import PAGE
+from spaces_server.policy import posts as module
+from spaces_server.policy.effects import Asker
+from spaces_server.policy.posts import PAGE
 from spaces_server.records import GetNotePart
 from tests.unit.policies import ID, Policies, server
 

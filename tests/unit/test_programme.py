@@ -7,9 +7,9 @@ import pytest
 
 from protocol import frames
 from protocol.frames import ErrorCode, Settings, SpaceInfo, SpaceState, Visibility
-from spaces_server import programme as module
-from spaces_server.effects import Asker, Keep
-from spaces_server.programme import (
+from spaces_server.policy import programme as module
+from spaces_server.policy.effects import Asker, Keep
+from spaces_server.policy.programme import (
     MAX_REMINDERS,
     MAX_SCHEDULED,
     OVERDUE_S,

@@ -20,8 +20,8 @@ from protocol.roles import (
     allowed,
     server_allowed,
 )
-from spaces_server.effects import RefusedError
-from spaces_server.space import ACTIONS
+from spaces_server.policy.effects import RefusedError
+from spaces_server.policy.space import ACTIONS
 from tests.unit.town import Scene, state
 
 # On whom each role may act: itself (*), host, co-host, speaker, listener, guest (h c s l g).

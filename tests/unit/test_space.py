@@ -12,7 +12,7 @@ from protocol.connection import MS
 from protocol.frames import ErrorCode, Member, Settings, SpaceState, Visibility, WhoSpeaks
 from protocol.roles import Role
 from protocol.state_hash import StateHash
-from spaces_server.effects import (
+from spaces_server.policy.effects import (
     Asker,
     Effect,
     GainSet,
@@ -25,18 +25,18 @@ from spaces_server.effects import (
     SpaceEnded,
     Tell,
 )
-from spaces_server.feed import GATHER_NS
-from spaces_server.gathering import MAX_STAGE, SEATS
-from spaces_server.invites import MAX_INVITES
-from spaces_server.records import Drop, InviteRecord, Put, RemovalRecord, SpaceRecord, StageRecord
-from spaces_server.space import (
+from spaces_server.policy.feed import GATHER_NS
+from spaces_server.policy.gathering import MAX_STAGE, SEATS
+from spaces_server.policy.invites import MAX_INVITES
+from spaces_server.policy.space import (
     MAX_HANDS,
     MAX_OFFERS,
     ROSTER_PAGE,
     SpaceRules,
 )
-from spaces_server.talk import MAX_LINES
-from spaces_server.volumes import MAX_MIXES, MAX_VOLUMES
+from spaces_server.policy.talk import MAX_LINES
+from spaces_server.policy.volumes import MAX_MIXES, MAX_VOLUMES
+from spaces_server.records import Drop, InviteRecord, Put, RemovalRecord, SpaceRecord, StageRecord
 from tests.unit.town import ID, START, S, Scene, at
 
 EVERYONE = Settings(who_speaks=WhoSpeaks.EVERYONE)

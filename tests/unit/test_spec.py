@@ -74,7 +74,8 @@ from spaces_server import (
     talk,
     volumes,
 )
-from spaces_server.effects import (
+from spaces_server.endpoint import Endpoint
+from spaces_server.policy.effects import (
     Answer,
     Ask,
     Entered,
@@ -83,9 +84,8 @@ from spaces_server.effects import (
     RefusedError,
     SpaceEnded,
 )
-from spaces_server.endpoint import Endpoint
-from spaces_server.gathering import SpaceRules
-from spaces_server.house import IN_A_SPACE, House, HouseRules, Place
+from spaces_server.policy.gathering import SpaceRules
+from spaces_server.policy.house import IN_A_SPACE, House, HouseRules, Place
 from spaces_server.records import Loaded, MessagesPage, PostsPage
 
 SPEC = tables.SPEC.read_text(encoding="utf-8")

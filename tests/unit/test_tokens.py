@@ -1,4 +1,4 @@
-from spaces_server.tokens import TOKEN_BYTES, new_token
+from spaces_server.policy.tokens import TOKEN_BYTES, new_token
 
 
 def test_a_token_is_taken_for_no_option() -> None:

@@ -12,7 +12,8 @@ from protocol import frames
 from protocol.connection import MS
 from protocol.frames import ErrorCode, Settings, SpaceState
 from protocol.roles import Role
-from spaces_server.effects import Answer, Asker, Effect, Moment, RefusedError, Save
+from spaces_server.policy.effects import Answer, Asker, Effect, Moment, RefusedError, Save
+from spaces_server.policy.space import Space, SpaceRules
 from spaces_server.records import (
     KEYS,
     AccountRecord,
@@ -23,7 +24,6 @@ from spaces_server.records import (
     SpaceRecord,
     StageRecord,
 )
-from spaces_server.space import Space, SpaceRules
 
 ID = 77  # of the requests here
 S = 1_000 * MS

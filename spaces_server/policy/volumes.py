@@ -8,7 +8,7 @@ all turn down the same shouter) share it.  So it is the number of different sets
 from collections import Counter
 
 from protocol.frames import ErrorCode
-from spaces_server.effects import RefusedError, Who
+from spaces_server.policy.effects import RefusedError, Who
 
 AS_IT_IS = 100
 STEP = 10  # percent: finer steps would be other mixes, and nobody hears them

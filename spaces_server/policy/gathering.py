@@ -17,7 +17,7 @@ from protocol import frames
 from protocol.frames import ErrorCode, Member, Settings, Snapshot, SpaceState, Visibility
 from protocol.roles import Role
 from protocol.text import TextError, clean
-from spaces_server.effects import (
+from spaces_server.policy.effects import (
     Answer,
     Asker,
     Effect,
@@ -32,8 +32,11 @@ from spaces_server.effects import (
     Tell,
     Who,
 )
-from spaces_server.feed import Feed
-from spaces_server.invites import Invites
+from spaces_server.policy.feed import Feed
+from spaces_server.policy.invites import Invites
+from spaces_server.policy.stage import Stage
+from spaces_server.policy.talk import Chat, Reactions
+from spaces_server.policy.volumes import Volumes
 from spaces_server.records import (
     AccountRecord,
     Change,
@@ -44,9 +47,6 @@ from spaces_server.records import (
     SpaceRecord,
     StageRecord,
 )
-from spaces_server.stage import Stage
-from spaces_server.talk import Chat, Reactions
-from spaces_server.volumes import Volumes
 
 SEATS = 256  # numbers that seats go through; far more than any stage, so none is reused soon
 MAX_STAGE = 32

@@ -22,7 +22,7 @@ from protocol.frames import ERROR_TEXTS, MAX_NAME_CHARS, Access, ErrorCode, Kept
 from protocol.roles import ServerAction, ServerRole, server_allowed
 from protocol.text import TextError, clean, skeleton
 from protocol.text import handle as as_handle
-from spaces_server.effects import (
+from spaces_server.policy.effects import (
     Answer,
     Asker,
     BlocksChanged,

@@ -16,8 +16,9 @@ from msgspec import UNSET
 
 from protocol import frames
 from protocol.frames import ErrorCode, Settings, SpaceInfo, SpaceState, Visibility
-from spaces_server.asking import clean_text, require_account
-from spaces_server.effects import Answer, Asker, Effect, Keep, Moment, RefusedError, Save
+from spaces_server.policy.asking import clean_text, require_account
+from spaces_server.policy.effects import Answer, Asker, Effect, Keep, Moment, RefusedError, Save
+from spaces_server.policy.tokens import new_token
 from spaces_server.records import (
     AccountRecord,
     Drop,
@@ -27,7 +28,6 @@ from spaces_server.records import (
     RemovalRecord,
     SpaceRecord,
 )
-from spaces_server.tokens import new_token
 
 PAGE = frames.MAX_TEXTS_PAGE
 AHEAD_S = 14 * 86_400

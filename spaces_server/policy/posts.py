@@ -14,8 +14,8 @@ from protocol import frames
 from protocol.frames import MAX_CHUNK_BYTES, ErrorCode, PostInfo
 from protocol.notes import MAX_NOTE_BYTES, NoteError, duration_ms
 from protocol.roles import ServerAction, ServerRole, server_allowed
-from spaces_server.asking import clean_text, require_account, server_role
-from spaces_server.effects import Answer, Ask, Asker, Effect, Moment, RefusedError, Save
+from spaces_server.policy.asking import clean_text, require_account, server_role
+from spaces_server.policy.effects import Answer, Ask, Asker, Effect, Moment, RefusedError, Save
 from spaces_server.records import (
     AccountRecord,
     Drop,

@@ -10,9 +10,9 @@ import msgspec
 
 from protocol.frames import ErrorCode
 from protocol.roles import Role
-from spaces_server.effects import Moment, RefusedError, Who
+from spaces_server.policy.effects import Moment, RefusedError, Who
+from spaces_server.policy.tokens import new_token
 from spaces_server.records import Change, Drop, InviteRecord, Put
-from spaces_server.tokens import new_token
 
 MAX_INVITES = 90  # with the longest handles, a list of them fits into one frame
 MAX_USERS = 20_000

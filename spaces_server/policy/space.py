@@ -13,7 +13,7 @@ from msgspec import UNSET
 from protocol import frames
 from protocol.frames import ErrorCode, Settings, WhoSpeaks
 from protocol.roles import Action, Role, allowed
-from spaces_server.effects import (
+from spaces_server.policy.effects import (
     Answer,
     Asker,
     Effect,
@@ -24,9 +24,9 @@ from spaces_server.effects import (
     Tell,
     Who,
 )
-from spaces_server.gathering import NOBODY, Gathering, Person, cleaned
-from spaces_server.gathering import Relations as Relations
-from spaces_server.gathering import SpaceRules as SpaceRules
+from spaces_server.policy.gathering import NOBODY, Gathering, Person, cleaned
+from spaces_server.policy.gathering import Relations as Relations
+from spaces_server.policy.gathering import SpaceRules as SpaceRules
 from spaces_server.records import Put
 
 # With the longest names, a snapshot of the largest stage and all hands fits into one frame, and so

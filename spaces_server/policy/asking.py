@@ -3,7 +3,7 @@
 from protocol.frames import ErrorCode
 from protocol.roles import ServerRole
 from protocol.text import TextError, clean
-from spaces_server.effects import Asker, RefusedError
+from spaces_server.policy.effects import Asker, RefusedError
 from spaces_server.records import AccountRecord
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from protocol import frames
 from protocol.frames import ErrorCode, Request
-from spaces_server.effects import Asker, RefusedError
+from spaces_server.policy.effects import Asker, RefusedError
 
 SECOND = 1_000_000_000
 MAX_BUCKETS = 100_000  # of one limit

@@ -2,7 +2,7 @@
 merged until the feed tells of them.  Nothing of it is stored; texts are in the feed alone."""
 
 from protocol.frames import ErrorCode, Reaction, ReactionsUpdate
-from spaces_server.effects import RefusedError
+from spaces_server.policy.effects import RefusedError
 
 MAX_LINES = 1_000  # that can be taken back
 MAX_WRITERS = 20_000  # whose last line is remembered, for slow mode

@@ -10,7 +10,7 @@ import msgspec
 
 from protocol.frames import ErrorCode
 from protocol.roles import Role
-from spaces_server.effects import RefusedError
+from spaces_server.policy.effects import RefusedError
 from spaces_server.records import Change, Drop, Put, StageRecord
 
 MAX_HELD = 1_000

@@ -14,8 +14,8 @@ from msgspec import UNSET
 from protocol import evidence, frames
 from protocol.frames import MAX_CHUNK_BYTES, Category, ErrorCode, Outcome, ReportInfo
 from protocol.roles import ServerAction, ServerRole, server_allowed
-from spaces_server.asking import clean_text, require_account, server_role
-from spaces_server.effects import (
+from spaces_server.policy.asking import clean_text, require_account, server_role
+from spaces_server.policy.effects import (
     Answer,
     Ask,
     Asker,

@@ -8,8 +8,8 @@ from typing import Protocol, cast
 
 from protocol import frames
 from protocol.frames import ErrorCode, MessageInfo
-from spaces_server.asking import clean_text, require_account
-from spaces_server.effects import (
+from spaces_server.policy.asking import clean_text, require_account
+from spaces_server.policy.effects import (
     Answer,
     Ask,
     Asker,

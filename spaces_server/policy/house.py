@@ -14,8 +14,8 @@ from msgspec import UNSET
 
 from protocol import frames
 from protocol.frames import Access, ErrorCode
-from spaces_server.desk import Desk
-from spaces_server.effects import (
+from spaces_server.policy.desk import Desk
+from spaces_server.policy.effects import (
     Answer,
     Asker,
     BlocksChanged,
@@ -35,13 +35,13 @@ from spaces_server.effects import (
     SpaceEnded,
     TellAccount,
 )
-from spaces_server.limits import RateLimits
-from spaces_server.mail import Mail
-from spaces_server.people import People
-from spaces_server.posts import Posts
-from spaces_server.programme import LiveInfo, Programme
+from spaces_server.policy.limits import RateLimits
+from spaces_server.policy.mail import Mail
+from spaces_server.policy.people import People
+from spaces_server.policy.posts import Posts
+from spaces_server.policy.programme import LiveInfo, Programme
+from spaces_server.policy.space import Space, SpaceRules
 from spaces_server.records import InviteRecord, Loaded, RemovalRecord, StageRecord
-from spaces_server.space import Space, SpaceRules
 
 IN_A_SPACE = frozenset({
     *frames.SPACE_REQUESTS, frames.MakeInvite, frames.ListInvites, frames.RevokeInvite,
