@@ -16,8 +16,8 @@ from protocol.frames import (
     Settings,
 )
 from protocol.roles import SERVER_PERMISSIONS, ServerAction, ServerRole
-from spaces_server import programme
 from spaces_server.policy import desk as module
+from spaces_server.policy import programme
 from spaces_server.policy.desk import PAGE
 from spaces_server.policy.effects import Asker, EndSpace, Expelled, RemoveFromSpace, Save, Who
 from spaces_server.records import (

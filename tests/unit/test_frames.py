@@ -49,7 +49,7 @@ from protocol.packets import HELLO_PAYLOAD_BYTES, MAX_PLAINTEXT_BYTES
 from protocol.roles import Action, Role, ServerAction
 from spaces_client import AGENT as CLIENT_AGENT
 from spaces_server import AGENT as SERVER_AGENT
-from spaces_server import talk
+from spaces_server.policy import talk
 from spaces_server.policy.feed import ANSWER_BYTES
 from spaces_server.policy.gathering import MAX_EMOJI_BYTES, MAX_STAGE
 from spaces_server.policy.invites import MAX_INVITES

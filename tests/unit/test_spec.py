@@ -58,23 +58,21 @@ from protocol.roles import (
 )
 from protocol.sealing import EPOCH_PACKETS, Opener, Sealer, SessionKeys
 from spaces_client import client as client_module
-from spaces_server import (
+from spaces_server import endpoint, node, recorder
+from spaces_server.endpoint import Endpoint
+from spaces_server.policy import (
     desk,
-    endpoint,
     feed,
     gathering,
     invites,
     limits,
-    node,
     people,
     posts,
     programme,
-    recorder,
     space,
     talk,
     volumes,
 )
-from spaces_server.endpoint import Endpoint
 from spaces_server.policy.effects import (
     Answer,
     Ask,
