@@ -35,6 +35,8 @@ from protocol.packets import MAX_PLAINTEXT_BYTES
 from protocol.state_hash import StateHash
 
 GATHER_NS = 250 * MS
+GATHERED_BY = 2_500  # members; what more of them are told is gathered longer, in proportion,
+MAX_GATHER_NS = 1_000 * MS  # so that it costs the server the same: ten thousand datagrams a second
 MAX_U32 = 0xFFFF_FFFF
 ANSWER_BYTES = MAX_FRAME_BYTES - 100  # of updates, in one answer to `catch_up`
 NOBODY: frozenset[int] = frozenset()
@@ -83,10 +85,13 @@ class Feed:
         empty = FeedBatch(space=space, first=MAX_U32, updates=[], hash=MAX_U32)
         self._room_bytes = MAX_PLAINTEXT_BYTES - len(encode(empty)) - 2  # 2: a longer array's head
 
-    def wake(self, now_ns: int) -> None:
-        """There is something to tell, now or by the time that it is due."""
-        if self.due_ns is None:
-            self.due_ns = now_ns + GATHER_NS
+    def wake(self, now_ns: int, members: int = 0) -> None:
+        """There is something to tell, now or by the time that it is due; members: to how many."""
+        if self.number - self.sent >= MAX_FEED_CATCH_UP // 2:
+            self.due_ns = now_ns  # before those who miss something can only look anew
+        elif self.due_ns is None:
+            gather_ns = GATHER_NS * max(members, GATHERED_BY) // GATHERED_BY
+            self.due_ns = now_ns + min(gather_ns, MAX_GATHER_NS)
 
     def add(self, update: Update, authors: tuple[int, ...] = ()) -> None:
         """authors: the accounts whose update it is, for those from whom they are hidden."""

@@ -544,7 +544,7 @@ class Gathering:
             or self._reactions.pending
             or self.listeners != self.feed.listeners
         ):
-            self.feed.wake(now.ns)
+            self.feed.wake(now.ns, len(self._members))
         return effects
 
     # -- places on stage -----------------------------------------------------------------------

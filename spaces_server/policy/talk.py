@@ -1,11 +1,14 @@
 """What is said in a space without a voice: who wrote which line of chat, and the reactions that are
 merged until the feed tells of them.  Nothing of it is stored; texts are in the feed alone."""
 
+from collections import deque
+
 from protocol.frames import ErrorCode, Reaction, ReactionsUpdate
 from spaces_server.policy.effects import RefusedError
 
 MAX_LINES = 1_000  # that can be taken back
 MAX_WRITERS = 20_000  # whose last line is remembered, for slow mode
+LINES_A_SECOND = 20  # of all together: more can neither be read nor told to thousands
 MAX_SHOWN = 16  # by name, in one update: with the longest emoji, it fits into one datagram
 SECOND_NS = 1_000_000_000
 
@@ -17,9 +20,14 @@ class Chat:
         self._last = 0
         self._authors: dict[int, int] = {}
         self._written_ns: dict[int, int] = {}  # account -> when its last line was, oldest first
+        self._newest_ns: deque[int] = deque(maxlen=LINES_A_SECOND)
 
     def check_pace(self, author: int, slow_s: int, now_ns: int) -> None:
-        """Raises RefusedError if the author's last line is not `slow_s` seconds old."""
+        """Raises RefusedError if the author's last line is not `slow_s` seconds old, or everyone
+        together has written LINES_A_SECOND within one."""
+        if len(self._newest_ns) == LINES_A_SECOND and now_ns - self._newest_ns[0] < SECOND_NS:
+            text = "everyone writes at once; try again in 1 s"
+            raise RefusedError(ErrorCode.RATE_LIMITED, text, 1_000)
         written_ns = self._written_ns.get(author)
         if written_ns is None:
             return
@@ -35,6 +43,7 @@ class Chat:
     def add(self, author: int, now_ns: int) -> int:
         """-> the new line's number."""
         self._last += 1
+        self._newest_ns.append(now_ns)
         self._authors[self._last] = author
         if len(self._authors) > MAX_LINES:
             del self._authors[next(iter(self._authors))]

@@ -568,7 +568,8 @@ def shown(text: str, *, lines: bool = False) -> str:
 
 
 def as_kept(text: str, most_chars: int, *, lines: bool = False) -> str | None:
-    """What a server makes of a text; None if it refuses it with `bad_text`."""
+    """What a server makes of a text; None if it refuses it with `bad_text`.  Python's own white
+    space is that of the document."""
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n") if lines else text).strip()
     visible = any(
         not character.isspace()
@@ -768,8 +769,8 @@ REPLIES = {
         space=_SPACE, you=_MEMBER, snapshot=_SNAPSHOT, reactions=_array(_emoji), evidence_=_is_bool
     ),
     "roster_page": _map(members=_array(_MEMBER), more=_is_bool),
-    "updates": _map(first=_is_u32, updates=_array(_IS_MAP), hash=_is_u32),
-    "state": _map(you=_MEMBER, snapshot=_SNAPSHOT),
+    "updates": _BATCH,
+    "state": _map(space=_SPACE, you=_MEMBER, snapshot=_SNAPSHOT),
     "said": _map(line=_is_u32),
     "account": _map(account=_ACCOUNT, server=_one_of("open", "limited")),
     "device_code": _map(code=_TOKEN, until=_is_u32),
@@ -797,12 +798,12 @@ REPLIES = {
     ),
 }
 NOTICES = {
-    "you": _map(you=_MEMBER),
-    "offered": _map(by=_is_u32),
-    "declined": _map(member=_is_u32),
-    "blocked_on_stage": _map(member=_is_u32),
-    "removed": _map(text=_is_str),
-    "ended": _map(text=_is_str),
+    "you": _map(space=_SPACE, you=_MEMBER),
+    "offered": _map(space=_SPACE, by=_is_u32),
+    "declined": _map(space=_SPACE, member=_is_u32),
+    "blocked_on_stage": _map(space=_SPACE, member=_is_u32),
+    "removed": _map(space=_SPACE, text=_is_str),
+    "ended": _map(space=_SPACE, text=_is_str),
     "access_granted": _map(notice=_is_u32, by_=_HANDLE_OR_NONE),
     "message": _map(message=_MESSAGE_INFO),
     "unread": _map(notice=_is_u32),
@@ -977,6 +978,11 @@ class View:
     @property
     def behind(self) -> bool:
         return self.number < self.newest
+
+    @property
+    def hands(self) -> list[Member]:
+        """The queue (9.9): `listed` has them in the order of the snapshot and of the updates."""
+        return sorted((m for m in self.listed.values() if m.hand), key=lambda m: m.hand)
 
     def entries(self) -> list[bytes]:
         """What the state hash is made of (11.3)."""
@@ -1325,7 +1331,7 @@ class Ping:
 
     token: bytes
     sends: int = 0
-    old: bool = False  # from before `joined`: its PONG may speak of another space
+    old: bool = False  # first sent before `joined`: its PONG may speak of another space
 
 
 class Client:
@@ -1343,8 +1349,8 @@ class Client:
     IDLE_NS = 30_000 * MS
     CLOSE_REPEAT_NS = 200 * MS
     DRAIN_NS = 3_000 * MS
-    CATCH_UP_NS = 1_000 * MS
-    LOOK_NS = 1_000 * MS
+    ASK_NS = 1_000 * MS
+    MAX_LOOK_NS = 64_000 * MS
     MAX_ATTEMPTS = 15
     PROBES_NS = (50 * MS, 100 * MS, 200 * MS, *(400 * MS,) * 5)
 
@@ -1377,10 +1383,10 @@ class Client:
         self._pongs_owed: deque[bytes] = deque(maxlen=4)
         self._ping: Ping | None = None
         self._ping_bytes: int | None = None  # one is due, in a datagram padded to so many
-        self._last_ping_ns = self._heard_ns = self.since_ns = self.pong_ns = now_ns
+        self._last_ping_ns = self.heard_ns = self.since_ns = self.pong_ns = now_ns
         self._repair: int | None = None  # the `catch_up` or `look` under way
-        self._catch_up_ns = self._look_ns = now_ns  # not before
-        self._look_gap_ns = self.LOOK_NS
+        self._asked_ns = now_ns - self.ASK_NS  # when the last of them went out
+        self._look_wait_ns = self.ASK_NS
         self._probes = 0
         self._probe_ns = NEVER_NS
         self._voice_start = _n(entropy(4))
@@ -1457,7 +1463,7 @@ class Client:
             self.server_agent = agent
             self._chains = Chains.make(server_index, to_server, to_client)
             self.state = "session"
-            self._heard_ns = self.since_ns = self.pong_ns = now_ns
+            self.heard_ns = self.since_ns = self.pong_ns = now_ns
             self._sender.sample(now_ns - self._begun_ns)
             self._ping_bytes = 0
 
@@ -1481,7 +1487,7 @@ class Client:
         text = chain.open(datagram)
         if text is None:
             return
-        self._heard_ns = now_ns
+        self.heard_ns = now_ns
         if self.state == "over":
             if now_ns < self._answer_until_ns:
                 self._send_close()
@@ -1547,7 +1553,7 @@ class Client:
     def _take_batch(self, view: View, batch: Frame) -> bool:
         applied = view.take_batch(batch["first"], batch["updates"], batch["hash"])
         if applied and not view.wrong:
-            self._look_gap_ns = self.LOOK_NS
+            self._look_wait_ns = self.ASK_NS
         return applied
 
     def _on_frame(self, frame: Frame, now_ns: int) -> None:
@@ -1569,40 +1575,33 @@ class Client:
                 evidence=frame.get("evidence", False),
             )
             self._repair = None
-            self._catch_up_ns = self._look_ns = now_ns
-            self._look_gap_ns = self.LOOK_NS
+            self._look_wait_ns = self.ASK_NS
             if self._ping is not None:
                 self._ping.old = True
             self.playout.clear()
         view = self.view
         if view is None:
             return
+        here = frame.get("space") == view.space
         # Replies overtake each other: this may be the `ok` for the space before.
         left = kind == "ok" and asked == "leave" and frame["re"] > view.joined_by
-        if left or kind in ("ended", "removed"):
+        if left or (here and kind in ("ended", "removed")):
             self.view = None
             self._probe_ns = NEVER_NS
             self.playout.clear()
             return
-        if kind == "you":
+        if here and kind == "you":
             view.you = Member.read(frame["you"])
-        # What was asked for after the next move may be of another space, and does not say so.
-        here = "re" in frame and not self._moving(frame["re"])
-        if kind == "joined" or (kind == "state" and here):
+        elif here and kind in ("joined", "state"):
             view.take_snapshot(frame["you"], frame["snapshot"])
+        elif here and kind == "updates" and self._take_batch(view, frame):
+            self._asked_ns = now_ns - self.ASK_NS  # if there is more, it may be asked for at once
         if "re" in frame and frame["re"] == self._repair:
             self._repair = None
-            if kind == "updates" and here and self._take_batch(view, frame):
-                self._catch_up_ns = now_ns
-            elif kind == "error" and frame["code"] == "too_old":
+            if kind == "error" and frame["code"] == "too_old":
                 self._repair = self.request("look")
-            elif kind == "error" and asked == "catch_up":
-                view.newest = view.number
-
-    def _moving(self, before: int) -> bool:
-        """Whether a request to leave or enter a space, older than this one, has no reply yet."""
-        moves = ("leave", "join", "open")
-        return any(number < before and kind in moves for number, (kind, _) in self.asked.items())
+            elif kind == "error":
+                view.newest, view.wrong = view.number, False
 
     # Closing (7.5)
 
@@ -1636,11 +1635,11 @@ class Client:
 
     def _repair_ns(self) -> int:
         """When to ask for what is missing, or for all that should be right."""
-        if self.view is None or self._repair is not None or self._moving(self.next_id):
+        if self.view is None or self._repair is not None:
             return NEVER_NS
         if self.view.wrong:
-            return self._look_ns
-        return self._catch_up_ns if self.view.behind else NEVER_NS
+            return self._asked_ns + self._look_wait_ns
+        return self._asked_ns + self.ASK_NS if self.view.behind else NEVER_NS
 
     def deadline_ns(self) -> int:
         """When `poll` has something to do next; it may be past."""
@@ -1655,7 +1654,7 @@ class Client:
         if self._ping_bytes is not None or self._pongs_owed or self._sender.waiting():
             return 0
         return min(
-            self._heard_ns + self.IDLE_NS,
+            self.heard_ns + self.IDLE_NS,
             self._ping_ns(),
             self._sender.timer_ns or NEVER_NS,
             self._receiver.ack_due_ns,
@@ -1684,7 +1683,7 @@ class Client:
 
     def _work(self, now_ns: int) -> None:
         self._sender.on_time(now_ns)
-        if now_ns >= self._heard_ns + self.IDLE_NS:
+        if now_ns >= self.heard_ns + self.IDLE_NS:
             self.state, self.closed = "over", (TIMEOUT, "")
             return
         if self._sender.attempts >= self.MAX_ATTEMPTS:
@@ -1692,13 +1691,12 @@ class Client:
             return
         view = self.view
         if view is not None and now_ns >= self._repair_ns():
+            self._asked_ns = now_ns
             if view.wrong:
                 self._repair = self.request("look")
-                self._look_ns = now_ns + self._look_gap_ns
-                self._look_gap_ns *= 2
+                self._look_wait_ns = min(2 * self._look_wait_ns, self.MAX_LOOK_NS)
             else:
                 self._repair = self.request("catch_up", after=view.number)
-                self._catch_up_ns = now_ns + self.CATCH_UP_NS
         if now_ns >= self._probe_ns:
             self._ping_bytes = MAX_DATAGRAM_BYTES
             self._probes += 1
@@ -1768,21 +1766,22 @@ class Visitor:
         self._place: Frame | None = None  # to be in again
         self._rejoin = 0  # the request under way
         self._rejoin_ns = NEVER_NS
-        self._unheard = 0
+        self._unheard_ns = -1  # when something was heard last, when nothing listened last
 
     def request(self, kind: str, **fields: Any) -> int:
         return self.client.request(kind, **fields)
 
     def receive(self, datagram: bytes, now_ns: int) -> None:
-        self._unheard = 0
         self.client.receive(datagram, now_ns)
         self._watch(now_ns)
 
     def nothing_listens(self, now_ns: int) -> None:
         """The operating system says so of the server's port."""
-        self._unheard += 1
-        if self._unheard >= 2 and self.client.state == "session":
-            self._lose(now_ns)
+        client = self.client
+        again, self._unheard_ns = self._unheard_ns == client.heard_ns, client.heard_ns
+        if again and client.state in ("greeting", "session"):
+            client.state = "over"
+            self._watch(now_ns)
 
     def close(self, now_ns: int) -> None:
         self.over = True
@@ -1802,6 +1801,7 @@ class Visitor:
             self._met = False
             before, self.client = self.client, self._make(now_ns=now_ns)
             self.client.kept, self.client.next_id = self.kept, before.next_id
+            self._unheard_ns = -1
         if now_ns >= self._rejoin_ns and self._place is not None:
             self._rejoin_ns = NEVER_NS
             self._rejoin = self.client.request("join", **self._place)

@@ -734,10 +734,12 @@ def test_frames_that_are_none_are_ignored(frame: dict[Any, Any]) -> None:
 
 def test_frames_with_more_than_is_known_are_taken() -> None:
     you = {"id": 1, "name": "A", "colour": "red"}
-    assert spec.read_frame(msgpack.packb({"type": "you", "you": you, "why": None})) is not None
-    assert spec.read_frame(b"\x82\xa4type\xa5ended\xa4text\xa0") is not None
-    assert spec.read_frame(b"\x82\xa4type\xa5ended\xa4text\xa0\0") is None, "something follows"
-    assert spec.read_frame(b"\x83\xa4type\xa5ended\xa4text\xa0\xa4text\xa0") is None, "twice"
+    frame = {"type": "you", "space": "s", "you": you, "why": None}
+    assert spec.read_frame(msgpack.packb(frame)) is not None
+    ended = b"\x83\xa4type\xa5ended\xa5space\xa1s\xa4text\xa0"
+    assert spec.read_frame(ended) is not None
+    assert spec.read_frame(ended + b"\0") is None, "something follows"
+    assert spec.read_frame(b"\x84" + ended[1:] + b"\xa4text\xa0") is None, "twice"
     assert spec.read_frame(b"") is None
 
 
@@ -1021,10 +1023,14 @@ def test_what_is_no_request_is_answered_with_an_error() -> None:
     pack = msgpack.packb
     look: dict[str, Any] = {"type": "look", "id": 900}
     assert answer(pack({"type": "wave", "id": 901})) == (901, "unknown_type")
+    assert answer(pack({"id": 907})) == (907, "unknown_type")
+    assert answer(pack({"type": ["look"], "id": 908})) == (908, "unknown_type")
     assert answer(pack({"type": "ok", "re": 1})) == (0, "malformed")
     assert answer(b"") == (0, "malformed")
     assert answer(pack([1, 2])) == (0, "malformed")
     assert answer(pack({"type": "look"})) == (0, "malformed")
+    assert answer(pack({"type": "look", "id": 0})) == (0, "malformed")
+    assert answer(pack({"type": "look", "id": 2**32})) == (0, "malformed")
     assert answer(pack({"type": "look", "id": 1.0})) == (0, "malformed")
     assert answer(pack({"type": "look", "id": True})) == (0, "malformed")
     assert answer(pack(look) + b"\0") == (0, "malformed")
@@ -1033,6 +1039,8 @@ def test_what_is_no_request_is_answered_with_an_error() -> None:
     assert answer(pack({"type": "find", "id": 904, "person": "a" * 31})) == (904, "malformed")
     assert answer(pack({"type": "followers", "id": 905, "person": None})) == (905, "malformed")
     assert answer(pack({"type": "join", "id": 906, "space": "a b"})) == (906, "malformed")
+    mute: dict[str, Any] = {"type": "send_message", "id": 909, "person": "ada", "text": ""}
+    assert answer(pack(mute)) == (909, "malformed")
     # Unknown keys are ignored, everywhere.
     reply = world.result(guest, "schedule", title="t", starts=AN_HOUR_ON, settings={"colour": 1})
     assert reply["type"] == "space"
@@ -1576,6 +1584,8 @@ def test_chat_and_who_may_take_it_back() -> None:
     world.settle(guest)
     assert set(guest.view.lines) == {second}
     world.refuses("bad_reaction", ada, "react", emoji="🦀")
+    world.refuses("bad_reaction", ada, "react", emoji="🦀" * 16)
+    world.refuses("malformed", ada, "react", emoji="🦀" * 17)
     world.does(host, "configure", chat=False)
     world.refuses("chat_off", ada, "chat", text="still there?")
     world.does(host, "configure", chat=True, slow_s=30)
@@ -1836,11 +1846,70 @@ def test_a_view_that_is_wrong_is_found_out_and_put_right() -> None:
         world.run(260)
         if len(guest.told("state")) > 1 + len(looks):
             looks.append((world.now_ns - started_ns) // (1_000 * MS))
-    assert len(looks) == 5
-    gaps = [b - a for a, b in pairwise(looks)]
-    assert gaps == sorted(gaps)
+    assert [b - a for a, b in pairwise(looks)] == [2, 4, 8]
     world.after_tick.remove(spoil)
     world.run_until(lambda: guest.view.title == "A space", 40_000)
+
+
+def test_a_snapshot_that_comes_late_takes_the_view_back_and_nothing_is_lost_by_it() -> None:
+    world = MixedWorld(27)
+    host, guest = world.accounts("host", "ada")
+    world.space(host, guest)
+    world.settle(host, guest)
+    world.lose = lambda to, data: to == guest.address and data[0] == spec.CONTROL
+    asked = world.request(guest, "look")
+    world.run(100)
+    world.does(host, "mute")
+    world.run(500)
+    ahead = guest.view.number
+    assert guest.view.listed[host.id].muted
+    world.lose = lambda to, data: False
+    (state,) = world.replies(guest, asked)
+    assert state["snapshot"]["number"] < ahead
+    world.run_until(lambda: guest.view.number == ahead)
+    guest_agrees(world, guest)
+
+
+def test_updates_still_to_come_are_as_those_that_are_gone() -> None:
+    world = MixedWorld(28)
+    (host,) = world.accounts("host")
+    world.space(host)
+    world.settle(host)
+    assert world.result(host, "catch_up", after=host.view.number)["updates"] == []
+    world.refuses("too_old", host, "catch_up", after=host.view.number + 1)
+
+
+def test_an_error_in_the_place_of_what_was_missed_ends_the_asking() -> None:
+    """Until there is reason to ask again."""
+    world = MixedWorld(29, rules=HouseRules())
+    host, guest = world.accounts("host", "ada")
+    world.space(host, guest)
+    world.settle(host, guest)
+    for _ in range(300):  # more than may be asked for at once
+        world.request(guest, "who_am_i")
+    guest.view.newest += 1
+    world.run(6_000)
+    answers = [f for f in guest.frames if guest.asked.get(f.get("re", 0)) == "catch_up"]
+    assert [answer.get("code") for answer in answers] == ["rate_limited"]
+    world.does(host, "mute")
+    world.settle(guest)
+    guest_agrees(world, guest)
+
+
+def test_hands_of_the_same_second_stand_in_the_same_order_for_all() -> None:
+    world = MixedWorld(30)
+    host, ada, bob, cyn = world.accounts("host", "ada", "bob", "cyn")
+    space = world.space(host, ada, bob, cyn)
+    world.run(1_000 - world.now_ns // MS % 1_000)
+    for guest in (cyn, ada):
+        world.does(guest, "raise_hand")
+    (late,) = world.accounts("late")
+    world.joins(late, space)
+    world.does(bob, "raise_hand")
+    world.settle(host, late)
+    assert len({member.hand for member in host.view.hands}) == 1
+    for guest in (host, late):
+        assert [member.handle for member in guest.view.hands] == ["cyn", "ada", "bob"]
 
 
 def test_a_pong_from_before_a_change_of_spaces_is_not_believed() -> None:
@@ -1910,14 +1979,18 @@ def test_replies_overtake_each_other() -> None:
     world.shelf.held = True
     muted = world.request(host, "mute", member=ada.id)
     posted = world.request(host, "post", text="news")
+    silent = world.request(ada, "mute")
     (roster,) = world.replies(host, world.request(host, "roster"))
     assert host.reply(muted) is None
     assert host.reply(posted) is None
     world.run(500)
     assert host.view.listed[ada.id].muted, "what a request does is done at once"
+    assert ada.reply(silent) is None
+    assert ada.view.you.muted, "and whom it concerns is told at once, the asker too"
     world.shelf.held = False
     replies = world.replies(host, muted, posted)
     assert [reply["type"] for reply in replies] == ["ok", "posted"]
+    assert world.replies(ada, silent)[0]["type"] == "ok"
     assert host.frames.index(roster) < host.frames.index(replies[0])
 
 
@@ -1941,7 +2014,7 @@ def test_a_space_left_late_is_not_taken_for_the_one_come_into(farewell: str) -> 
 
 
 def test_what_is_said_of_the_next_space_is_not_taken_for_this_one() -> None:
-    """`state` does not say of which space it is, and overtakes the `joined` that would."""
+    """`state` and the notices say of which space they are; they overtake `joined`."""
     world = MixedWorld(96)
     host, ada = world.accounts("host", "ada")
     world.space(host, ada, title="old")
@@ -1951,11 +2024,14 @@ def test_what_is_said_of_the_next_space_is_not_taken_for_this_one() -> None:
     opened = world.request(host, "open", title="new")
     (state,) = world.replies(host, world.request(host, "look"))
     assert state["snapshot"]["title"] == "new"
+    mute = world.request(host, "mute")
+    world.run(2_000)
+    assert host.told("you")[-1]["space"] == state["space"] != before.space
     assert host.view is before
     assert before.title == "old"
-    world.run(2_000)
-    assert not host.told("updates"), "it repairs nothing while it moves"
+    assert not before.you.muted
     world.shelf.held = False
+    world.replies(host, mute)
     world.replies(host, opened)
     world.settle(host)
     assert host.view.title == "new"
@@ -2026,10 +2102,14 @@ def test_a_lost_session_is_made_up_for_and_a_final_one_is_not() -> None:
     world.run_until(lambda: ada.visitor.sessions == 3 and ada.client.view is not None)
     assert ada.view.you.role == "speaker"
 
-    # Nothing listens at the port: at the second word of it.
+    # Nothing listens at the port: at the second word of it, if nothing was heard since the first.
+    for _ in range(3):
+        ada.visitor.nothing_listens(world.now_ns)
+        world.result(ada, "roster")
     ada.visitor.nothing_listens(world.now_ns)
     assert ada.client.state == "session"
     ada.visitor.nothing_listens(world.now_ns)
+    assert ada.client.state == "over"
     world.run_until(lambda: ada.visitor.sessions == 4 and ada.client.view is not None)
 
     # The same person elsewhere: to stay away is what they want.
@@ -2085,6 +2165,28 @@ def test_whoever_may_not_come_back_is_told_why() -> None:
     world.run_until(lambda: bob.client.view is not None)  # without the invite
     assert [frame["code"] for frame in bob.told("error")] == ["bad_invite"]
     assert ada.client.state == bob.client.state == "session"
+
+
+def test_whoever_comes_back_before_the_server_noticed_is_the_same_person() -> None:
+    world = MixedWorld(97)
+    host, ada, bob = world.accounts("host", "ada", "bob")
+    space = world.space(host, settings={"visibility": "followers"})
+    token = world.result(host, "make_invite", role="listener")["invite"]
+    for guest in (ada, bob):
+        world.joins(guest, space, invite=token)
+    world.brings_up(host, ada)
+    world.does(host, "revoke_invite", invite=token)
+    for guest in (ada, bob):
+        for _ in range(2):
+            guest.visitor.nothing_listens(world.now_ns)
+    world.run_until(lambda: all(g.visitor.sessions == 2 for g in (ada, bob)))
+    world.run_until(lambda: all(g.client.view is not None for g in (ada, bob)))
+    assert not ada.told("error"), "whoever is on stage needs no invite"
+    assert ada.view.you.role == "speaker"
+    assert [frame["code"] for frame in bob.told("error")] == ["bad_invite"]
+    assert bob.view.you.role == "listener"
+    world.settle(host)
+    assert host.view.listeners == 1
 
 
 # -- the end of sessions --------------------------------------------------------------------------

@@ -4,6 +4,7 @@ withheld from whom."""
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,6 +127,24 @@ def test_updates_are_gathered_from_the_first_one_on() -> None:
     assert feed.due_ns is None
     feed.wake(310 * MS)
     assert feed.due_ns == 560 * MS
+
+
+@pytest.mark.parametrize(
+    ("members", "gathered_ms"), [(2_500, 250), (5_000, 500), (10_000, 1_000), (20_000, 1_000)]
+)
+def test_what_thousands_are_told_is_gathered_longer(members: int, gathered_ms: int) -> None:
+    feed = new_feed()
+    feed.wake(0, members)
+    assert feed.due_ns == gathered_ms * MS
+
+
+def test_nobody_is_left_behind_by_much_that_is_to_be_told() -> None:
+    feed = new_feed()
+    feed.wake(0, 10_000)
+    for n in range(MAX_FEED_CATCH_UP // 2):
+        feed.add(count(n))
+        feed.wake((n + 1) * MS, 10_000)
+    assert feed.due_ns == MAX_FEED_CATCH_UP // 2 * MS
 
 
 KINDS = (count(7), frames.GoneUpdate(id=9), frames.MemberUpdate(member=LONGEST), LONGEST_LINE)

@@ -243,9 +243,11 @@ def test_a_frame_with_damaged_bytes_is_a_frame_or_an_error(data: st.DataObject) 
         ({"type": "no_such_frame", "id": 7}, ErrorCode.UNKNOWN_TYPE, 7),
         ({"type": "x" * 5_000, "id": 7}, ErrorCode.UNKNOWN_TYPE, 7),
         ({"type": ["join"], "id": 7}, ErrorCode.UNKNOWN_TYPE, 7),
+        ({"type": None, "id": 7}, ErrorCode.UNKNOWN_TYPE, 7),
         ({"id": 7}, ErrorCode.UNKNOWN_TYPE, 7),
         ({"type": "member", "id": 7, "member": {}}, ErrorCode.UNKNOWN_TYPE, 7),  # an update
         ({"type": "leave"}, ErrorCode.MALFORMED, 0),
+        ({"type": "leave", "id": 0}, ErrorCode.MALFORMED, 0),
         ({"type": "leave", "id": -1}, ErrorCode.MALFORMED, 0),
         ({"type": "leave", "id": 2**32}, ErrorCode.MALFORMED, 0),
         ({"type": "leave", "id": True}, ErrorCode.MALFORMED, 0),
@@ -279,6 +281,7 @@ def test_a_frame_with_damaged_bytes_is_a_frame_or_an_error(data: st.DataObject) 
         ({"type": "set_volume", "id": 7, "member": 1, "percent": -1}, ErrorCode.MALFORMED, 7),
         ({"type": "schedule", "id": 7, "title": "t", "starts": 2**32}, ErrorCode.MALFORMED, 7),
         ({"type": "chat", "id": 7, "text": ""}, ErrorCode.MALFORMED, 7),
+        ({"type": "send_message", "id": 7, "person": "p", "text": ""}, ErrorCode.MALFORMED, 7),
         ({"type": "register", "id": 7, "handle": "", "name": "n"}, ErrorCode.MALFORMED, 7),
         (
             {"type": "follow", "id": 7, "person": "a" * (MAX_HANDLE_CHARS + 1)},
@@ -530,5 +533,7 @@ def test_the_longest_of_every_update_fits_into_one_datagram(kind: type[Update]) 
 def test_an_answer_with_as_many_updates_as_a_server_puts_into_it_is_a_frame() -> None:
     update = encode_update(frames.ListenersUpdate(count=0))
     count = ANSWER_BYTES // len(packed(update))
-    missed = frames.Updates(re=2**32 - 1, first=2**32 - 1, updates=[update] * count, hash=2**32 - 1)
+    missed = frames.Updates(
+        re=2**32 - 1, space="s" * 32, first=2**32 - 1, updates=[update] * count, hash=2**32 - 1
+    )
     assert len(encode(missed)) <= MAX_FRAME_BYTES

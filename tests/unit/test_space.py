@@ -34,7 +34,7 @@ from spaces_server.policy.space import (
     ROSTER_PAGE,
     SpaceRules,
 )
-from spaces_server.policy.talk import MAX_LINES
+from spaces_server.policy.talk import LINES_A_SECOND, MAX_LINES
 from spaces_server.policy.volumes import MAX_MIXES, MAX_VOLUMES
 from spaces_server.records import Drop, InviteRecord, Put, RemovalRecord, SpaceRecord, StageRecord
 from tests.unit.town import ID, START, S, Scene, at
@@ -902,6 +902,18 @@ def test_volumes_have_a_limit() -> None:
 
 
 # -- chat and reactions ---------------------------------------------------------------------------
+
+
+def test_everyone_together_writes_no_more_than_can_be_read() -> None:
+    scene = Scene()
+    members = [scene.enters(who) for who in range(2, LINES_A_SECOND + 3)]
+    for member in members[:LINES_A_SECOND]:
+        scene.asks(member, frames.Chat, text="hello")
+    error = scene.refused(ErrorCode.RATE_LIMITED, members[-1], frames.Chat, text="me too")
+    assert error.retry_ms == 1_000
+    scene.asks(scene.host, frames.Chat, text="a host is heard")
+    scene.after(1.0)
+    scene.asks(members[-1], frames.Chat, text="me too")
 
 
 def test_chat() -> None:

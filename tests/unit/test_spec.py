@@ -6,6 +6,7 @@ import hmac
 import inspect
 import random
 import re
+import sys
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -453,6 +454,9 @@ def test_quantities(name: str, value: int, shown: str) -> None:
         f"{ms(client_module.CONNECT_TIMEOUT_NS)} after the very start",
         f"no media has come for {ms(client_module.GAP_NS)}, it sends such a padded PING",
         f"not more than once in {ms(client_module.ASK_AGAIN_NS)}",
+        f"for this reason there are {ms(client_module.ASK_AGAIN_NS)} at least; each of them "
+        f"doubles the time for the next, up to "
+        f"{ms(client_module.ASK_AGAIN_NS << client_module.MAX_LOOK_DOUBLINGS)},",
         f"forgotten after {endpoint.HALF_OPEN_TIMEOUT_NS // 10**9} s",
         f"more than {endpoint.MAX_HALF_OPEN:,}.",
         f"more than {endpoint.MAX_HALF_OPEN // 2:,} sessions are half open",
@@ -463,23 +467,28 @@ def test_quantities(name: str, value: int, shown: str) -> None:
         f"to wait for the {connection.IDLE_TIMEOUT_NS // 10**9} s of section 7.3",
         f"The first attempt is made after {ms(client_module.RETRY_NS)}",
         f"the time of the one before, up to {ms(client_module.MAX_RETRY_NS)};",
+        f"which takes {ms(client_module.CONNECT_TIMEOUT_NS)} itself",
         f"stood for {ms(client_module.MAX_RETRY_NS)} makes the next time "
         f"{client_module.RETRY_NS // 10**6} ms again",
         f"after `retry_ms`, and after {ms(client_module.ASK_AGAIN_NS)} at least",
         f"a msgpack map, at most {frames.MAX_FRAME_BYTES:,} bytes encoded",
         f"Handles* have 1 to {frames.MAX_HANDLE_CHARS} characters",
         f"and at most {gathering.MAX_EMOJI_BYTES} bytes",
+        f"at most {space.ROSTER_PAGE} members or people, {people.ACCOUNTS_PAGE} accounts and "
+        f"{invites.MAX_INVITES} invites",
         f"At most {people.MAX_NOTICES} are kept for an account",
         f"more than {text.MAX_MARKS} combining marks",
         f"lines of chat of more than {frames.MAX_CHAT_BYTES} bytes",
-        f"{ms(feed.GATHER_NS)} at most (and a tick;",
+        f"{ms(feed.GATHER_NS)} at most (and a tick; where a space has more than "
+        f"{feed.GATHERED_BY:,} members in proportion longer, up to {ms(feed.MAX_GATHER_NS)})",
+        f"all together write {talk.LINES_A_SECOND} a second at most",
         f"from 0 to {gathering.SEATS - 1} by which",
         f"The stage holds {RULES.space.stage_size}, host included, unless the server is set up "
         f"otherwise (1 to {gathering.MAX_STAGE}), and of these {RULES.space.co_hosts} co-hosts",
         f"At most {space.MAX_HANDS} are up in a space",
         f"at most {space.MAX_OFFERS} stand in a space",
         f"or speaker where there are {RULES.space.co_hosts} already",
-        f"rounded to a step of {volumes.STEP};",
+        f"rounded to a step of {volumes.STEP}, halves up;",
         f"One can set {volumes.MAX_VOLUMES}, and a space carries {volumes.MAX_MIXES} different",
         f"Of the newest {talk.MAX_LINES:,} lines",
         f"shown with it, up to {talk.MAX_SHOWN} at a time",
@@ -536,6 +545,28 @@ def test_quantities(name: str, value: int, shown: str) -> None:
 )
 def test_the_prose_says_the_numbers_of_the_code(said: str) -> None:
     assert said in PROSE
+
+
+def test_pages_of_members_and_of_people_are_told_in_one() -> None:
+    assert space.ROSTER_PAGE == people.PEOPLE_PAGE
+    assert max(space.ROSTER_PAGE, people.ACCOUNTS_PAGE, invites.MAX_INVITES) <= frames.MAX_PAGE
+
+
+def test_white_space_is_what_is_taken_off_both_ends() -> None:
+    """Section 9.12 has a list of it; here it is read, and tried."""
+    told = PROSE.split("and four more: ")[1].split(". ")[0]
+    listed = {
+        chr(code)
+        for first, last in re.findall(r"U\+(\w{4})(?: to U\+(\w{4}))?", told)
+        for code in range(int(first, 16), int(last or first, 16) + 1)
+    }
+    assert listed == {c for c in map(chr, range(sys.maxunicode + 1)) if c.isspace()}
+    assert {text.clean(f"{c}a{c}", 1) for c in listed} == {"a"}
+
+
+def test_when_somebody_believes_that_nothing_listens() -> None:
+    assert client_module.REFUSED_GIVE_UP == 2
+    assert "says twice in a row, with nothing authentic received in between," in PROSE
 
 
 def test_the_times_of_the_handshake_and_of_probing_are_those_of_the_client() -> None:
