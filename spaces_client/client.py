@@ -538,7 +538,10 @@ class Client:
             case frames.State(space=self.view.id, you=you, snapshot=snapshot):
                 self.view.take(you, snapshot)
                 return [Changed()]
-        # Of another error (the space is gone) nothing more is asked: it would go on for ever.
+            case frames.Error():
+                # Not to be had now, or the space is gone: asked again when the server next tells
+                # that there is something, or the question would go on for ever.
+                self.view.newest, self.view.agreed = self.view.number, None
         return []
 
     def _enter(self, joined: frames.Joined, now_ns: int) -> None:

@@ -332,6 +332,23 @@ def test_updates_that_are_gone_are_made_up_for_by_a_snapshot() -> None:
     assert hall.client.repairs == 0
 
 
+def test_who_is_refused_what_is_missing_asks_when_there_is_news_again() -> None:
+    hall = joined()
+    hall.run(1 * S)
+    hall.refuse = lambda request: (
+        error(request, ErrorCode.RATE_LIMITED) if isinstance(request, frames.CatchUp) else None
+    )
+    hall.feed(frames.ListenersUpdate(count=1), lost=True)
+    hall.feed(frames.ListenersUpdate(count=2))
+    hall.run(4 * S)
+    assert len(hall.asked_for(frames.CatchUp)) == 1
+    hall.refuse = lambda request: None
+    hall.feed(frames.ListenersUpdate(count=3))
+    hall.run(1 * S)
+    assert len(hall.asked_for(frames.CatchUp)) == 2
+    assert not hall.client.view.behind
+
+
 def test_a_state_that_is_another_than_the_server_s_is_repaired() -> None:
     hall = joined()
     hall.run(2 * S)
