@@ -423,8 +423,8 @@ def _stop(server: "subprocess.Popen[str]", stats: Path) -> dict[str, Any]:
 @click.option("--seconds", default=20, show_default=True, type=click.IntRange(2))
 def main(members: int, joins_per_second: int, others_per_second: int, seconds: int) -> None:
     """Fill one space with members and measure how soon they are answered; prints JSON."""
-    # The server runs with real-time priority where it may.  Whoever measures must not wait behind it
-    # for a core, or would count that as the server's delay.
+    # The server runs with real-time priority where it may.  Whoever measures must not wait behind
+    # it for a core, or would count that as the server's delay.
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     print(json.dumps(measure(members, joins_per_second, others_per_second, seconds), indent=2))
