@@ -135,7 +135,10 @@ def crowd_command(
 
 
 MODERATION = moderation(
-    "spaces moderate", with_session, help="What the owner and the moderators of a server do."
+    "spaces moderate",
+    with_session,
+    help="What the owner and the moderators of a server do.",
+    evidence_too=True,
 )
 TOPICS: dict[str, tuple[click.Command, ...]] = {
     "Your account": account.COMMANDS,

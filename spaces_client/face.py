@@ -22,7 +22,7 @@ from rich.text import Text
 
 from protocol import frames
 from protocol.connection import CloseCode
-from protocol.frames import ErrorCode, Member
+from protocol.frames import Member
 from protocol.roles import PERMISSIONS, Action
 from protocol.text import shown
 from spaces_client import words
@@ -39,7 +39,7 @@ from spaces_client.client import (
     Removed,
 )
 from spaces_client.live import SILENT_LEVEL, AudioTrouble, LiveSpace, SpacesError
-from spaces_client.slash import MisuseError, QuitError, obey
+from spaces_client.slash import MisuseError, QuitError, find_member, obey
 
 REFRESH_S = 0.1
 REACTION_S = 3.0  # how long one is shown
@@ -71,10 +71,10 @@ class Face:
         self._spoke: set[str] = set()
         self._burst: deque[tuple[float, dict[str, int]]] = deque(maxlen=100)  # (until, counts)
         self._shown_by: dict[int, tuple[float, str]] = {}  # member -> (until, emoji)
+        self._evidence_told = False
         if say:
             self._say(say)
-        if space.evidence_kept:
-            self._say(EVIDENCE)
+        self._tell_evidence()
 
     async def run(self, until: Awaitable[Any] | None = None) -> str:
         """Until the space is over, the person quits, or `until` is done; -> why.  Raises
@@ -138,7 +138,8 @@ class Face:
                     self._say(f"the connection is lost ({shown(text)}); trying again …")
                 case Reconnected():
                     self._remember()
-                    self._say("connected again")
+                    self._say("connected again; people may have new numbers: /who")
+                    self._tell_evidence()
                 case Disconnected(text, code):
                     if code == CloseCode.REPLACED:
                         text += "; to take part twice from one machine, use --identity"
@@ -146,6 +147,12 @@ class Face:
                         self._over.set_exception(SpacesError(f"the session is over: {shown(text)}"))
                 case AudioTrouble() as trouble:
                     self._say(str(trouble))
+
+    def _tell_evidence(self) -> None:
+        """Once; a server that was started again may keep it from then on."""
+        if self._space.evidence_kept and not self._evidence_told:
+            self._evidence_told = True
+            self._say(EVIDENCE)
 
     def _remember(self) -> None:
         """The state that changes are told against."""
@@ -190,7 +197,7 @@ class Face:
             case frames.Offered(by=by):
                 self._say(f"{self._name(by)} invites you to speak: /accept or /decline")
             case frames.Declined(member=member):
-                self._say(f"{self._name(member)} declines to speak")
+                self._start(self._tell_declined(member))
             case frames.BlockedOnStage(member=member):
                 self._say(f"{self._name(member)}, whom you blocked, is on stage; you do not "
                           "hear each other")  # fmt: skip
@@ -198,6 +205,15 @@ class Face:
                 text = words.notice(frame, self._space.client.link)
                 if text:
                     self._say(text)
+
+    async def _tell_declined(self, member_id: int) -> None:
+        """A listener, who may have to be asked for."""
+        name = self._name(member_id)
+        with contextlib.suppress(SpacesError):
+            member = await find_member(self._space, lambda one: one.id == member_id)
+            if member is not None:
+                name = f"{shown(member.name)} ({member_id})"
+        self._say(f"{name} declines to speak")
 
     def _react(self, counts: dict[str, int], stage: list[frames.Reaction]) -> None:
         until = time.monotonic() + REACTION_S
@@ -221,7 +237,7 @@ class Face:
 
     def _say(self, text: str) -> None:
         # A link that the terminal wraps, and not we, can be copied whole.
-        self._console.print(Text(text), soft_wrap=self._live is None or "://" in text)
+        self._console.print(Text(text), soft_wrap=not self._console.is_terminal or "://" in text)
 
     # -- what is typed ------------------------------------------------------------------------
 
@@ -248,11 +264,7 @@ class Face:
         try:
             answer = await obey(self._space, line)
         except (SpacesError, MisuseError) as error:
-            text = shown(str(error))
-            me = self._space.client.view.me
-            if isinstance(error, SpacesError) and error.code == ErrorCode.NOT_ALLOWED and me:
-                text += f" (as {words.role(me.role)}); /help shows what you may do"
-            self._say(text)
+            self._say(shown(str(error)))
         except QuitError:
             self._end("")
         else:

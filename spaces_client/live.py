@@ -158,6 +158,10 @@ class LiveSpace(Session):
         fields = {"name": name, "despite_blocked": despite_blocked, **given(invite=invite)}
         await self.ask(frames.Join, frames.Joined, space=space, **fields)
 
+    async def block(self, person: str) -> None:
+        await super().block(person)
+        self.client.view.forget_lines(person)
+
     async def leave(self) -> None:
         await self._do(frames.Leave)
 

@@ -33,11 +33,18 @@ with_invited_option = click.option(
 )
 
 
-def moderation(program: str, with_session: Decorator, *, help: str) -> click.Group:  # noqa: A002
+def moderation(
+    program: str,
+    with_session: Decorator,
+    *,
+    help: str,  # noqa: A002
+    evidence_too: bool,
+) -> click.Group:
     """program: how the group is called, e.g. `spaces moderate`.  with_session: makes a command of
-    a coroutine function, and gives it a session with the right to do these things."""
+    a coroutine function, and gives it a session with the right to do these things.  evidence_too:
+    its key can be one to which evidence is sealed; the operator's is none."""
     group = click.Group(program.split()[-1], help=help)
-    for work, example in _COMMANDS:
+    for work, example in (*_COMMANDS, *[_EVIDENCE] * evidence_too):
         name = work.__name__.strip("_").replace("_", "-")
         epilog = f"\b\n{program} {name} {example}"
         group.add_command(click.command(name, epilog=epilog)(with_session(work)))
@@ -196,7 +203,8 @@ async def act(
 async def evidence(session: Session, report: int, output: Path | None) -> None:
     """Write what the reported speaker said last to a WAV file.
 
-    It was sealed for the devices that the moderators had at the time, and opens on those only.
+    It was sealed for the devices that the owner and the moderators had at the time, and opens on
+    those only; nobody gets what they said themselves.
     """
     path = output or Path(f"report-{report}.wav")
     seconds = write_recording(path, await session.evidence(report))
@@ -222,6 +230,7 @@ async def close_space(session: Session, space: str, reason: str | None) -> None:
     click.echo("the space is over")
 
 
+_EVIDENCE: tuple[Work, str] = (evidence, "3 --output said.wav")
 _COMMANDS: tuple[tuple[Work, str], ...] = (
     (waiting, ""),
     (grant, "ada"),
@@ -234,7 +243,6 @@ _COMMANDS: tuple[tuple[Work, str], ...] = (
     (unban, "eve"),
     (reports, "--closed"),
     (act, "3 warn --note 'be kind'"),
-    (evidence, "3 --output said.wav"),
     (spaces, ""),
     (close_space, "kX3vQm2pT9aB --reason 'against the rules'"),
 )

@@ -4,17 +4,17 @@ A command's usage is what it takes, a word each: `N` is needed, `[N]` is not, an
 the rest of the line.  N is somebody's number, or their handle.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from protocol import frames
-from protocol.frames import Category, Member, Visibility, WhoSpeaks
+from protocol.frames import Category, ErrorCode, Member, Visibility, WhoSpeaks
 from protocol.roles import PERMISSIONS, Action, Role
 from protocol.text import shown
 from spaces_client import words
-from spaces_client.live import LiveSpace
+from spaces_client.live import LiveSpace, SpacesError
 
 MAX_SHOWN = 200  # of the people here
 MAX_U32 = 0xFFFF_FFFF
@@ -75,7 +75,7 @@ def _is_number(word: str) -> bool:
     return word.isascii() and word.isdecimal()
 
 
-async def _found(space: LiveSpace, fits: Callable[[Member], bool]) -> Member | None:
+async def find_member(space: LiveSpace, fits: Callable[[Member], bool]) -> Member | None:
     """Whoever is on stage or has raised a hand is known; the others are asked for."""
     known = next(filter(fits, space.client.view.members.values()), None)
     if known is not None:
@@ -91,7 +91,7 @@ async def _member(space: LiveSpace, word: str) -> int:
     if _is_number(word):
         return _number(word, "somebody's number; /who shows them")
     handle = _handle(word)
-    found = await _found(space, lambda member: member.handle.casefold() == handle.casefold())
+    found = await find_member(space, lambda member: member.handle.casefold() == handle.casefold())
     if found is None:
         raise MisuseError(f"nobody here is @{shown(handle)}; /who shows who is")
     return found.id
@@ -102,7 +102,7 @@ async def _person(space: LiveSpace, word: str) -> str:
     if not _is_number(word):
         return _handle(word)
     number = _number(word, "somebody's number; /who shows them")
-    found = await _found(space, lambda member: member.id == number)
+    found = await find_member(space, lambda member: member.id == number)
     if found is None:
         raise MisuseError(f"nobody here has the number {number}; /who shows them")
     if not found.handle:
@@ -117,12 +117,13 @@ def _handle(word: str) -> str:
     return handle
 
 
-def _one_of(kind: type[E], word: str) -> E:
-    try:
-        return kind(word.lower().replace("-", "_"))
-    except ValueError:
-        names = ", ".join(one.value.replace("_", "-") for one in kind)
-        raise MisuseError(f"{shown(word)} is none of: {names}") from None
+def _one_of(choices: Iterable[E], word: str) -> E:
+    """choices: an enumeration, or some of one."""
+    names = {one.value.replace("_", "-"): one for one in choices}
+    found = names.get(word.lower().replace("_", "-"))
+    if found is None:
+        raise MisuseError(f"{shown(word)} is none of: {', '.join(names)}")
+    return found
 
 
 def _text(text: str, most: int) -> str:
@@ -181,7 +182,10 @@ async def _react(space: LiveSpace, which: str | None = None) -> str:
 
 async def _volume(space: LiveSpace, word: str, percent: str) -> str:
     wanted = _number(percent.removesuffix("%").strip(), "a volume; it is 0 to 200 %", 200)
-    await space.set_volume(await _member(space, word), wanted)
+    member = await _member(space, word)
+    if member == space.me.id:
+        raise MisuseError("nobody hears themselves here; /mute mutes you")
+    await space.set_volume(member, wanted)
     return f"you hear them at {wanted} %; the others as before"
 
 
@@ -211,10 +215,13 @@ async def _report(space: LiveSpace, word: str, category: str, note: str = "") ->
     return f"reported, as number {reply.report}{said}; you will be told what becomes of it"
 
 
+_GRANTED = (Role.CO_HOST, Role.SPEAKER, Role.LISTENER)  # by an invite
+
+
 async def _invite(
     space: LiveSpace, role: str = Role.SPEAKER, uses: str = "0", minutes: str = "0"
 ) -> str:
-    granted = _one_of(Role, role)
+    granted = _one_of(_GRANTED, role)
     lifetime_s = 60 * _number(minutes, "a number of minutes", MAX_U32 // 60)
     link = await space.make_invite(
         granted, lifetime_s=lifetime_s, max_uses=_number(uses, "a number of uses")
@@ -247,7 +254,7 @@ async def _revoke(space: LiveSpace, token: str) -> str:
 
 async def _ask(space: LiveSpace, person: str, role: str = Role.LISTENER) -> str:
     handle = _handle(person)
-    await space.invite_person(handle, _one_of(Role, role))
+    await space.invite_person(handle, _one_of(_GRANTED, role))
     return f"@{shown(handle)} has a message with an invitation"
 
 
@@ -370,6 +377,19 @@ SLASHES = (
 BY_NAME = {one.name: one for one in SLASHES}
 
 
+def _hint(command: Slash, me: Member, error: SpacesError) -> str:
+    """What helps after a refusal, where something does."""
+    if error.code == ErrorCode.NO_HAND:
+        return "; /offer N invites them to speak"
+    if error.code != ErrorCode.NOT_ALLOWED or command.action is None:
+        return ""
+    on = PERMISSIONS[command.action][me.role]
+    if not on:
+        return f" (as {words.role(me.role)}); /help shows what you may do"
+    others = ", ".join(words.role(role) for role in Role if role in on)
+    return f" (as {words.role(me.role)}, only on: {others})" if others else ""
+
+
 async def obey(space: LiveSpace, line: str) -> str:
     """Carries out what was typed: a command, or a line for the chat; -> what to say about it,
     empty for nothing.  Raises MisuseError, QuitError, SpacesError."""
@@ -379,5 +399,11 @@ async def obey(space: LiveSpace, line: str) -> str:
     command = BY_NAME.get(name.lower())
     if command is None:
         raise MisuseError(f"there is no command /{shown(name)}; /help shows them")
-    answer = await command.run(space, *command.words(argument))
+    try:
+        answer = await command.run(space, *command.words(argument))
+    except SpacesError as error:
+        hint = _hint(command, space.me, error)
+        if not hint:
+            raise
+        raise MisuseError(f"{error}{hint}") from error
     return "done" if answer is None else answer

@@ -106,6 +106,11 @@ class SpaceView:
                 self.lines.pop(line, None)
         return update
 
+    def forget_lines(self, handle: str) -> None:
+        """Of somebody whom one has blocked; no new ones come."""
+        of = handle.removeprefix("@").casefold()
+        self.lines = {n: line for n, line in self.lines.items() if line.handle.casefold() != of}
+
     @property
     def stage(self) -> list[Member]:
         """Those who may speak, in the order of their seats."""

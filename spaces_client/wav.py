@@ -229,11 +229,13 @@ class WavInput(AudioInput):
         self._scheduler = scheduler
         self._ticker: Ticker | None = None
         self._ended = asyncio.Event()
+        self._played_out = asyncio.Event()
 
     def start(self, push: Callable[[Samples, int], None]) -> None:
         def tick(now_ns: int) -> None:
             block = next(self._blocks, None)
             if block is None:
+                self._played_out.set()
                 self.stop()
             else:
                 push(block, now_ns)
@@ -242,6 +244,11 @@ class WavInput(AudioInput):
 
     async def finished(self) -> None:
         await self._ended.wait()
+
+    async def played_out(self) -> None:
+        """Return when the file has ended; being stopped, as when one leaves the stage, is no end
+        of it: started again, it goes on where it was."""
+        await self._played_out.wait()
 
     def stop(self) -> None:
         if self._ticker:

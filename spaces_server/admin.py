@@ -66,4 +66,5 @@ admin = moderation(
     "spaces-server admin",
     _as_operator,
     help="Administer the running server: accounts, access, moderators, bans, reports, spaces.",
+    evidence_too=False,
 )

@@ -210,6 +210,9 @@ def run(
     Every option can be given as a flag (--port 5005), as an environment variable (SPACES_PORT=5005)
     or in a TOML file (port = 5005), in this order of precedence. The link goes to standard output,
     the log to standard error.
+
+    \b
+    spaces-server run --public-host rooms.example.org
     """
     import uvloop
 
@@ -330,6 +333,10 @@ def demo(
 
     With --story people register, follow, schedule, post, invite, speak, block, mute, report, remove
     and close, and every step is told as it happens.
+
+    \b
+    spaces-server demo --listeners 20 --seconds 5
+    spaces-server demo --story
     """
     from spaces_server.child import ChildError
     from spaces_server.demo import run_demo, show_summary

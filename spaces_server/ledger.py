@@ -52,6 +52,11 @@ class Ledger:
         return now_ns - since_ns >= PATIENCE_NS
 
     @property
+    def crowded(self) -> bool:
+        """Whether so much waits that the rest of the room is for what cannot wait."""
+        return len(self._waiting) >= MAX_WAITING // 2
+
+    @property
     def full(self) -> bool:
         """Whether nothing at all should be put onto it: memory has an end."""
         return len(self._waiting) >= MAX_WAITING

@@ -61,7 +61,9 @@ from spaces_server.policy.space import Space
 from spaces_server.recorder import Recorder
 from spaces_server.records import Change, Loaded, Rows, StoreReply, StoreRequest
 
-LASTING = (frames.Ok, frames.Reported)  # replies that say that something is so from now on
+# Replies that say that something is so from now on.  (Of a message to somebody who blocked the
+# sender nothing is stored; it is answered like any other.)
+LASTING = (frames.Ok, frames.Reported, frames.Sent)
 TOO_SLOW = "you do not take what you are sent"
 FEED_A_TICK = 250  # datagrams of feeds, where that is enough to send them within FEED_TICKS
 FEED_TICKS = 40  # 800 ms: what ten thousand are told is gathered for longer (policy/feed.py)
@@ -359,7 +361,9 @@ class Node:
         except MalformedPacketError:
             self.dropped["malformed audio"] += 1
             return
-        if not self.mixer.receive(seat.room.mix, seat.member, audio, now_ns):
+        if self._records and seat.room.recorder.full(seat.member, now_ns):
+            self.dropped["audio faster than it can be played"] += 1
+        elif not self.mixer.receive(seat.room.mix, seat.member, audio, now_ns):
             self.dropped["audio of one who may not speak"] += 1
         elif self._records:
             seat.room.recorder.take(seat.member, audio.timestamp, audio.opus, now_ns)
@@ -406,7 +410,8 @@ class Node:
         # Within a space, what is asked must work at once even if it cannot be stored for a while:
         # a moderator who mutes somebody does not wait for a disk.  Only its answer waits.
         waits = type(request) in IN_A_SPACE
-        if self.ledger.full or (not waits and self.ledger.stuck(now_ns)):
+        ledger = self.ledger
+        if ledger.full or (not waits and (ledger.crowded or ledger.stuck(now_ns))):
             raise RefusedError(ErrorCode.UNAVAILABLE)
         seat = self._seats.get(session.index)
         place = None if seat is None else Place(seat.room.id, seat.member)

@@ -4,6 +4,7 @@ from collections import deque
 
 KEPT_NS = 30_000_000_000
 MAX_PACKETS = 3_100  # 30 s of the shortest packets that are taken, 10 ms, and some
+MAX_MEMBERS = 64  # of whom something is kept: more than any stage holds
 
 
 class Recorder:
@@ -16,10 +17,20 @@ class Recorder:
     def take(self, member: int, timestamp: int, opus: bytes, now_ns: int) -> None:
         packets = self._packets.get(member)
         if packets is None:
-            packets = self._packets[member] = deque(maxlen=MAX_PACKETS)
+            packets = self._packets[member] = deque()
+            if len(self._packets) > MAX_MEMBERS:  # somebody comes and goes on stage all the time
+                del self._packets[next(iter(self._packets))]
         packets.append((now_ns, timestamp, opus))
         while packets[0][0] < now_ns - KEPT_NS:
             packets.popleft()
+
+    def full(self, member: int, now_ns: int) -> bool:
+        """Whether somebody has sent more than can be played in the time.  What comes then must not
+        be heard either: it would push out what they said before."""
+        packets = self._packets.get(member)
+        if packets is None or len(packets) < MAX_PACKETS:
+            return False
+        return packets[0][0] >= now_ns - KEPT_NS
 
     def recording(self, member: int, now_ns: int) -> list[tuple[int, bytes]]:
         """-> (timestamp, Opus packet), in the order in which they came."""

@@ -188,7 +188,7 @@ class Server:
         assert self._ticker is not None
         if self.node.endpoint.sessions:
             log.info(
-                "%d people in %d spaces; ticks are late by %.1f ms at most of 99 in 100",
+                "people: %d, spaces: %d; ticks are late by %.1f ms at most of 99 in 100",
                 len(self.node.endpoint.sessions),
                 len(self.node.spaces),
                 self._ticker.lateness()["p99"],

@@ -329,7 +329,7 @@ class BlockedOnStage(SpaceNotice, frozen=True, kw_only=True, tag="blocked_on_sta
 
 
 class Removed(SpaceNotice, frozen=True, kw_only=True, tag="removed"):
-    """You were removed from the space, and cannot come back into it."""
+    """You are out of the space, as a rule for good; the text says why."""
 
     text: str
 

@@ -1,10 +1,14 @@
 """One's own account and devices."""
 
+import platform
+
 import click
 
 from protocol import frames
+from protocol.frames import ErrorCode
 from protocol.link import Link
-from protocol.text import shown
+from protocol.text import TextError, shown
+from protocol.text import handle as normal_handle
 from spaces_client import words
 from spaces_client.commands.common import (
     U32,
@@ -21,6 +25,7 @@ from spaces_client.commands.common import (
     with_session,
 )
 from spaces_client.home import Home
+from spaces_client.live import SpacesError
 from spaces_client.session import Session
 
 name_type = TextType(frames.MAX_NAME_CHARS)
@@ -28,6 +33,10 @@ name_type = TextType(frames.MAX_NAME_CHARS)
 
 async def sign_up(here: Session, home: Home, handle: str, name: str | None) -> None:
     """Registers, and remembers the server."""
+    try:
+        handle = normal_handle(handle)  # here, because a server takes few attempts an hour
+    except TextError as error:
+        raise SpacesError(str(error), ErrorCode.BAD_HANDLE) from error
     reply = await here.register(handle, name or handle)
     home.remember(here.client.link)
     click.echo(f"you are @{shown(reply.account.handle)} here now")
@@ -127,24 +136,32 @@ async def device_code(session: Session) -> None:
     """
     reply = await session.device_code()
     click.echo(f"on the other machine, until {words.local_time(reply.until)}:")
-    click.echo(f"  spaces device add '{session.client.link}' {shown(reply.code)} --label NAME")
+    click.echo(f"  spaces device add '{session.client.link}' {shown(reply.code)}")
 
 
 @device.command("add")
 @link_argument
 @click.argument("code", type=TokenType())
-@click.option("--label", required=True, type=TextType(frames.MAX_LABEL_CHARS))
+@click.option(
+    "--label",
+    type=TextType(frames.MAX_LABEL_CHARS),
+    help="What it is called in your list of devices.  [default: this machine's name]",
+)
 @at_home
-async def device_add(home: Home, link: Link, code: str, label: str) -> None:
+async def device_add(home: Home, link: Link, code: str, label: str | None) -> None:
     """Make this machine a device of the account that made the CODE.
 
     \b
     spaces device add 'spaces://…' CODE --label phone
     """
     async with connected(link, home) as here:
-        reply = await here.add_device(code, label)
+        reply = await here.add_device(code, label or _machine_name())
         home.remember(link)
         _show_account(reply)
+
+
+def _machine_name() -> str:
+    return shown(platform.node())[: frames.MAX_LABEL_CHARS].strip() or "another device"
 
 
 @device.command("list")

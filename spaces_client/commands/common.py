@@ -131,7 +131,7 @@ class TextType(click.ParamType[str]):
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         text: str = value
         if not 0 < len(text.strip()) <= self.max_chars:
-            self.fail(f"1 to {self.max_chars} characters, please", param, ctx)
+            self.fail(f"1 to {self.max_chars} characters, please, not {len(text)}", param, ctx)
         if shown(text, lines=self.lines) != text:
             self.fail("no control characters or hidden ones, please", param, ctx)
         return text

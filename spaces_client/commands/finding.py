@@ -46,6 +46,25 @@ class DurationType(click.ParamType[timedelta]):
         return timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in parts))
 
 
+class TimeType(click.ParamType[datetime]):
+    """`2026-12-01 19:00`, by this machine's clock; not in the past."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}", value):
+            self.fail('a time looks like "2026-12-01 19:00"', param, ctx)
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail("no calendar has that time", param, ctx)
+        if at < datetime.now():
+            self.fail("that time has passed", param, ctx)
+        return at
+
+
 def settings_options(command: Any) -> Any:
     """How a space is to be run; `settings_of` makes it of them."""
     options = [
@@ -187,7 +206,7 @@ _FOR_WHOM = {
 @click.argument("title", type=title_type)
 @click.option(
     "--at",
-    type=click.DateTime(["%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M"]),
+    type=TimeType(),
     metavar='"2026-12-01 19:00"',
     help="When it is to start, in local time; up to 14 days ahead.",
 )

@@ -10,6 +10,7 @@ from protocol import frames, notes
 from protocol.frames import Category, MessageInfo, PostInfo
 from protocol.text import shown
 from spaces_client import devices, note, words
+from spaces_client.audio import AudioError
 from spaces_client.commands.common import (
     U32,
     HandleType,
@@ -115,16 +116,19 @@ async def post(
     spoken = b"" if file is None else note_of(file)
     async with connected(home.server(), home) as here:
         if record:
-            click.echo(f"say it, for {record:g} s …", err=True)
             spoken = await _record(record, microphone)
         number = await here.post(text or "", space=space, note=spoken)
     click.echo(f"posted as number {number}")
 
 
 async def _record(seconds: float, microphone: str | None) -> bytes:
+    click.echo(f"say it, for {seconds:g} s …", err=True)
     stop = asyncio.Event()
     asyncio.get_running_loop().call_later(seconds, stop.set)
-    return await note.record(devices.DeviceInput(microphone), stop)
+    try:
+        return await note.record(devices.DeviceInput(microphone), stop)
+    except AudioError as error:  # advises what the commands of a space take
+        raise AudioError(str(error).replace("--input", "--note")) from error
 
 
 async def _show_posts(posts: Any, limit: int, as_json: bool) -> None:

@@ -149,6 +149,9 @@ async def ask_access(session: Session, note: str | None) -> None:
     \b
     spaces ask-access --note "Ada, from the maths club"
     """
+    if (await session.who_am_i()).account.access:
+        click.echo("you have access already")
+        return
     await session.ask_access(note or "")
     click.echo("you are on the waiting list; you will be told here when you have access")
 

@@ -250,8 +250,9 @@ async def _sound(
 ) -> AsyncIterator[tuple[asyncio.Future[None] | None, str]]:
     """Opens what is needed; -> (what is done when the input file has ended, a note to show)."""
     source: AudioInput | None = None
+    ended: asyncio.Future[None] | None = None
     if input_file:
-        source = WavInput(input_file, loop=loop)
+        source = file = WavInput(input_file, loop=loop)
     elif not listen_only:
         source = devices.DeviceInput(microphone)
     output: AudioOutput
@@ -260,7 +261,8 @@ async def _sound(
     if source is not None and input_file is None:
         processor, note = _processor(voice)
     space.start_audio(source, output, processor)
-    ended = asyncio.ensure_future(_said(source)) if source and input_file else None
+    if input_file:
+        ended = asyncio.ensure_future(_said(file))
     try:
         yield ended, note
     finally:
@@ -269,8 +271,8 @@ async def _sound(
         space.stop_audio()
 
 
-async def _said(source: AudioInput) -> None:
-    await source.finished()
+async def _said(file: WavInput) -> None:
+    await file.played_out()
     await asyncio.sleep(LAST_WORDS_S)
 
 

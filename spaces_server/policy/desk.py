@@ -45,6 +45,7 @@ from spaces_server.records import (
 
 PAGE = frames.MAX_TEXTS_PAGE
 MAX_OPEN = 1_000
+MAX_OPEN_EACH = 20  # of one reporter: nobody fills the queue alone
 MAX_CLOSED = 20_000  # kept; the oldest are forgotten
 DAY_S = 86_400
 
@@ -195,6 +196,9 @@ class Desk:
         if before is not None:
             report = self._reports[before]
             return [Answer(_reported(request.id, report))]
+        if sum(by == reporter.id for by, _ in self._open) >= MAX_OPEN_EACH:
+            text = "the moderators have not decided on your other reports yet"
+            raise RefusedError(ErrorCode.TOO_MANY, text)
         if len(self._open) >= MAX_OPEN:
             raise RefusedError(ErrorCode.TOO_MANY, "the moderators have too many open reports")
         sealed = self._seal(report, recording)

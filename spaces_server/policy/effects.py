@@ -128,6 +128,13 @@ class Expelled:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestsOut:
+    """Whoever has no account is in no space any more; they are told with this text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRemoved:
     """The sessions with this key are closed."""
 
@@ -236,6 +243,7 @@ Effect = (
     | Renamed
     | Registered
     | Expelled
+    | GuestsOut
     | DeviceRemoved
     | CloseSessions
     | Invited

@@ -40,6 +40,7 @@ from spaces_server.policy.volumes import Volumes
 from spaces_server.records import (
     AccountRecord,
     Change,
+    DeviceRecord,
     Drop,
     InviteRecord,
     Put,
@@ -71,6 +72,8 @@ class Relations(Protocol):
     def find(self, handle: str) -> AccountRecord:
         """Raises RefusedError."""
         ...
+
+    def devices_of(self, account: int) -> Sequence[DeviceRecord]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,7 @@ class Gathering:
         self._last_seat = -1
 
         self._stage = Stage(record.id, rules.stage_size, rules.co_hosts, stage)
-        self._offers: dict[int, int] = {}  # member -> who offered
+        self._offers: dict[int, Person] = {}  # member -> who offered
         # Removals are kept for as long as the space lives: a limit would let somebody back in.
         self._removed: set[Who] = {r.account or r.key for r in removals}
         self._removed_hosts: set[bytes] = set()  # where they came from: no guest comes from there
@@ -268,7 +271,7 @@ class Gathering:
         who = asker.who
         account = 0 if asker.account is None else asker.account.id
         host = self.record.host
-        if not self._removed.isdisjoint((who, asker.key)) or (
+        if not self._removed.isdisjoint((asker.key, *self._known_as(who))) or (
             not account and asker.host and asker.host in self._removed_hosts
         ):
             raise RefusedError(ErrorCode.REMOVED)
@@ -369,13 +372,31 @@ class Gathering:
         self._remove(who, moderator, now, text)
         return self._done(now)
 
-    def expel(self, account: int, now: Moment) -> list[Effect]:
-        """Somebody is banned from the server: out at once, and no place is kept."""
-        person = self._by_who.get(account)
-        if person is not None:
+    def expel(self, accounts: AbstractSet[int], now: Moment) -> list[Effect]:
+        """These are banned from the server: out at once, no place is kept, and their invites are
+        worth nothing."""
+        here = [person for person in self._members.values() if person.account in accounts]
+        for person in here:
             self._go(person)
-        self._vacate(account, "the host is gone", now)
+        self._withdraw(accounts)
+        # All have gone before anybody inherits, or one of them would.
+        for account in [account for account in self._stage.places if account in accounts]:
+            self._vacate(account, "the host is gone", now)
         return self._done(now)
+
+    def guests_out(self, text: str, now: Moment) -> list[Effect]:
+        """Whoever is here without an account is so no longer; they may come again when the server
+        takes them again."""
+        for person in [person for person in self._members.values() if not person.account]:
+            self._out.append(Tell(person.id, frames.Removed(space=self.record.id, text=text)))
+            self._go(person)
+        return self._done(now)
+
+    def _withdraw(self, accounts: AbstractSet[int]) -> None:
+        """What somebody has given away who is out for good is worth nothing."""
+        for member in [member for member, by in self._offers.items() if by.account in accounts]:
+            del self._offers[member]
+        self._changes += self._invites.revoke_of(accounts)
 
     def end(self, text: str, now: Moment) -> list[Effect]:
         if not self.ended:
@@ -438,13 +459,22 @@ class Gathering:
                 )
             )
         )
-        person = self._by_who.get(who)
-        if person is not None:
-            self._out.append(Tell(person.id, frames.Removed(space=self.record.id, text=text)))
-            if person.host:
-                self._removed_hosts.add(person.host)
-            self._go(person)
+        for name in self._known_as(who):
+            person = self._by_who.get(name)
+            if person is not None:
+                self._out.append(Tell(person.id, frames.Removed(space=self.record.id, text=text)))
+                if person.host:
+                    self._removed_hosts.add(person.host)
+                self._go(person)
+        if account:
+            self._withdraw({account})
         self._vacate(account, "the host is gone", now)
+
+    def _known_as(self, who: Who) -> list[Who]:
+        """Somebody, and as whom they may be here too, or have been removed: a guest who got an
+        account since."""
+        keys = self._relations.devices_of(who) if isinstance(who, int) else ()
+        return [who, *(device.key for device in keys)]
 
     def _end(self, text: str, now: Moment) -> None:
         """Nothing is left but what is listed in the policy: that it took place, and removals."""
@@ -508,7 +538,9 @@ class Gathering:
         """There is a block between two accounts now, or none any more.  Whom the host blocks is
         out."""
         for blocker, blocked in ((one, other), (other, one)):
-            present = blocked in self._by_who or blocked in self._stage.places
+            present = blocked in self._stage.places or not self._by_who.keys().isdisjoint(
+                self._known_as(blocked)
+            )
             if (
                 present
                 and blocker == self.record.host

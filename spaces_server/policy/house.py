@@ -8,7 +8,7 @@ is for the node: answers, notices, what is to be stored, who is mixed.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from typing import TypeVar
 
 from msgspec import UNSET
 
@@ -25,6 +25,7 @@ from spaces_server.policy.effects import (
     EndSpace,
     Entered,
     Expelled,
+    GuestsOut,
     Invited,
     Keep,
     Moment,
@@ -87,6 +88,7 @@ class Place:
     member: int
 
 
+OfSpace = TypeVar("OfSpace", StageRecord, RemovalRecord, InviteRecord)
 Placed = tuple[str, Effect]  # the space that the effect concerns; "" for none
 Recording = Callable[[Place], list[tuple[int, bytes]]]
 
@@ -118,12 +120,15 @@ class House:
         self._rules = rules
         self._recording = recording
         self._chores_ns = now.ns
+        stages = _by_space(loaded.of(StageRecord))
+        removals = _by_space(loaded.of(RemovalRecord))
+        invites = _by_space(loaded.of(InviteRecord))
         for record in self.programme.live_records():
             self.spaces[record.id] = Space.restore(
                 record,
-                [r for r in loaded.of(StageRecord) if r.space == record.id],
-                [r for r in loaded.of(RemovalRecord) if r.space == record.id],
-                [r for r in loaded.of(InviteRecord) if r.space == record.id],
+                stages.get(record.id, []),
+                removals.get(record.id, []),
+                invites.get(record.id, []),
                 self.people,
                 entropy,
                 rules.space,
@@ -153,11 +158,9 @@ class House:
             if place is None:
                 raise RefusedError(ErrorCode.NOT_JOINED)
             space = self.spaces[place.space]
-            return self._expand(
-                place.space, space.handle(place.member, asker, request, now), asker, now
-            )
+            return self._expand(place.space, space.handle(place.member, asker, request, now), now)
         if kind in OF_PEOPLE:
-            return self._expand("", self.people.handle(asker, request, now), asker, now)
+            return self._expand("", self.people.handle(asker, request, now), now)
         if isinstance(request, frames.Report) and request.member is not UNSET:
             return self._report_member(asker, place, request, now)
         if isinstance(request, frames.Open | frames.Join):
@@ -177,7 +180,7 @@ class House:
             if kind in OF_POSTS
             else self.desk
         )
-        return self._expand("", policy.handle(asker, request, now), asker, now)
+        return self._expand("", policy.handle(asker, request, now), now)
 
     def _require(self, asker: Asker, kind: type[frames.Request]) -> None:
         if asker.account is not None and kind in OPEN_TO_THE_WAITING:
@@ -196,7 +199,7 @@ class House:
         self.spaces[record.id] = space
         member, entering = space.enter(asker, None, now)
         answer = Answer(space.joined(request.id, member))
-        return self._expand(record.id, [Entered(member), answer, *effects, *entering], asker, now)
+        return self._expand(record.id, [Entered(member), answer, *effects, *entering], now)
 
     def _join(self, asker: Asker, request: frames.Join, now: Moment) -> list[Placed]:
         space = self.spaces.get(self.programme.get(request.space).id)
@@ -213,9 +216,7 @@ class House:
             self.people.require(asker)
         member, entering = space.enter(asker, request, now)
         answer = Answer(space.joined(request.id, member))
-        return self._expand(
-            request.space, [Entered(member), answer, *granted, *entering], asker, now
-        )
+        return self._expand(request.space, [Entered(member), answer, *granted, *entering], now)
 
     def _report_member(
         self, asker: Asker, place: Place | None, request: frames.Report, now: Moment
@@ -226,49 +227,41 @@ class House:
         who = self.spaces[place.space].reported(place.member, request.member)
         recording = self._recording(Place(place.space, request.member))
         effects = self.desk.report_member(asker, request, who, place.space, recording, now)
-        return self._expand(place.space, effects, asker, now)
+        return self._expand(place.space, effects, now)
 
     # -- what happens without a request --------------------------------------------------------
 
     def lost(self, place: Place, now: Moment) -> list[Placed]:
         """The member's session is gone."""
-        return self._expand(
-            place.space, self.spaces[place.space].lost(place.member, now), None, now
-        )
+        return self._expand(place.space, self.spaces[place.space].lost(place.member, now), now)
 
     def leave(self, place: Place, now: Moment) -> list[Placed]:
         """The member has said goodbye to the server."""
-        return self._expand(
-            place.space, self.spaces[place.space].leave(place.member, now), None, now
-        )
+        return self._expand(place.space, self.spaces[place.space].leave(place.member, now), now)
 
     def tick(self, space_id: str, now: Moment) -> list[Placed]:
         """What is due in a space."""
-        return self._expand(space_id, self.spaces[space_id].tick(now), None, now)
+        return self._expand(space_id, self.spaces[space_id].tick(now), now)
 
     def chores(self, now: Moment) -> list[Placed]:
         """What is due by date; costs nothing most of the time."""
         if now.ns < self._chores_ns:
             return []
         self._chores_ns = now.ns + CHORES_NS
-        return self._expand("", [*self.programme.due(now), *self.desk.due(now)], None, now)
+        return self._expand("", [*self.programme.due(now), *self.desk.due(now)], now)
 
     # -- effects of one on another -------------------------------------------------------------
 
-    def _expand(
-        self, space_id: str, effects: Iterable[Effect], asker: Asker | None, now: Moment
-    ) -> list[Placed]:
+    def _expand(self, space_id: str, effects: Iterable[Effect], now: Moment) -> list[Placed]:
         placed: list[Placed] = []
         for effect in effects:
-            placed += self._expand_one(space_id, effect, asker, now)
+            placed += self._expand_one(space_id, effect, now)
         space = self.spaces.get(space_id)
         if space is not None and space.record is not self.programme.record(space_id):
             self.programme.changed(space.record)
         return placed
 
-    def _expand_one(
-        self, space_id: str, effect: Effect, asker: Asker | None, now: Moment
-    ) -> list[Placed]:
+    def _expand_one(self, space_id: str, effect: Effect, now: Moment) -> list[Placed]:
         match effect:
             case Keep(account, make):
                 notice, changes = self.people.keep(account, make)
@@ -281,22 +274,20 @@ class House:
                     *self.people.grant_by_invitation(account, invite.issuer, now),
                     *self.mail.invitation(effect, issuer, now),
                 ]
-                return self._expand(space_id, effects, asker, now)
+                return self._expand(space_id, effects, now)
             case BlocksChanged(one, other):
-                return self._in_spaces(
-                    lambda space: space.blocks_changed(one, other, now), asker, now
-                )
+                return self._in_spaces(lambda space: space.blocks_changed(one, other, now), now)
             case Renamed(account):
-                return self._in_spaces(lambda space: space.renamed(account, now), asker, now)
+                return self._in_spaces(lambda space: space.renamed(account, now), now)
             case Expelled(accounts, text):
-                placed: list[Placed] = []
+                who = frozenset(accounts)
+                placed = self._in_spaces(lambda space: space.expel(who, now), now)
                 for account in accounts:
-                    placed += self._in_spaces(
-                        partial(Space.expel, account=account, now=now), asker, now
-                    )
                     for device in self.people.devices_of(account):
                         placed.append(("", CloseSessions(device.key, text)))
                 return placed
+            case GuestsOut(text):
+                return self._in_spaces(lambda space: space.guests_out(text, now), now)
             case DeviceRemoved(key):
                 return [("", CloseSessions(key, "this device was removed from its account"))]
             case RemoveFromSpace(name, who, moderator):
@@ -304,12 +295,12 @@ class House:
                 if space is None:
                     return []
                 text = "a moderator of the server has removed you"
-                return self._expand(name, space.remove(who, moderator, now, text), asker, now)
+                return self._expand(name, space.remove(who, moderator, now, text), now)
             case EndSpace(name, text):
                 space = self.spaces.get(name)
                 if space is None:
-                    return self._expand("", self.programme.ended(name, now), asker, now)
-                return self._expand(name, space.end(text, now), asker, now)
+                    return self._expand("", self.programme.ended(name, now), now)
+                return self._expand(name, space.end(text, now), now)
             case SpaceEnded():
                 space = self.spaces.pop(space_id)
                 self.programme.changed(space.record)
@@ -317,10 +308,15 @@ class House:
             case _:
                 return [(space_id, effect)]
 
-    def _in_spaces(
-        self, work: Callable[[Space], list[Effect]], asker: Asker | None, now: Moment
-    ) -> list[Placed]:
+    def _in_spaces(self, work: Callable[[Space], list[Effect]], now: Moment) -> list[Placed]:
         placed: list[Placed] = []
         for name, space in list(self.spaces.items()):
-            placed += self._expand(name, work(space), asker, now)
+            placed += self._expand(name, work(space), now)
         return placed
+
+
+def _by_space(records: Iterable[OfSpace]) -> dict[str, list[OfSpace]]:
+    found: dict[str, list[OfSpace]] = {}
+    for record in records:
+        found.setdefault(record.space, []).append(record)
+    return found

@@ -1,10 +1,12 @@
 """A space's invites: tokens for links, each with who made it, which role it grants, and to whom.
 
 An invite grants its role to each person once.  After that it only lets them in again: whoever was
-taken down or muted does not get back on stage, unmuted, by the same link.
+taken down or muted does not get back on stage, unmuted, by the same link, nor by another that they
+had kept for it.
 """
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -62,12 +64,21 @@ class Invites:
         return invite
 
     def use(self, invite: InviteRecord, who: Who) -> list[Change]:
-        self._users[invite.token, who] = None
-        if len(self._users) > MAX_USERS:
-            del self._users[next(iter(self._users))]
+        self._granted(invite.token, who)
         used = msgspec.structs.replace(invite, uses=invite.uses + 1)
         self._invites[invite.token] = used
         return [Put(used)]
+
+    def spend(self, who: Who) -> None:
+        """Somebody was taken down: of the invites that there are, none grants them anything."""
+        for token in self._invites:
+            self._granted(token, who)
+
+    def _granted(self, token: str, who: Who) -> None:
+        self._users.pop((token, who), None)
+        self._users[token, who] = None
+        if len(self._users) > MAX_USERS:
+            del self._users[next(iter(self._users))]
 
     def make(
         self,
@@ -101,6 +112,11 @@ class Invites:
         changes = [change for old in stale for change in self.revoke(old.token)]
         self._invites[invite.token] = invite
         return invite, [*changes, Put(invite)]
+
+    def revoke_of(self, issuers: AbstractSet[int]) -> list[Change]:
+        """All that these have made."""
+        theirs = [i.token for i in self._invites.values() if i.issuer in issuers]
+        return [change for token in theirs for change in self.revoke(token)]
 
     def revoke(self, token: str) -> list[Change]:
         del self._invites[token]

@@ -45,13 +45,16 @@ INVITATIONS = Limit("invitations", Per.ACCOUNT, 30, HOUR_S, 20)
 MESSAGES = Limit("messages", Per.ACCOUNT, 30, MINUTE_S, 20)
 POSTS = Limit("posts", Per.ACCOUNT, 10, HOUR_S, 10)
 REPORTS = Limit("reports", Per.ACCOUNT, 10, HOUR_S, 5)
-REGISTRATIONS = Limit("registrations", Per.ADDRESS, 5, HOUR_S, 5)
+REGISTRATIONS = Limit("registrations", Per.ADDRESS, 20, HOUR_S, 10)
 CODES = (
     Limit("codes of an address", Per.ADDRESS, 10, HOUR_S, 10),
     Limit("codes of a key", Per.SESSION, 10, HOUR_S, 10),
 )
 ACCESS = Limit("asking for access", Per.ACCOUNT, 5, HOUR_S, 5)
 RELATIONS = Limit("following and blocking", Per.ACCOUNT, 60, MINUTE_S, 30)
+NAMES = Limit("names", Per.ACCOUNT, 10, MINUTE_S, 10)  # every space is looked at for it
+SPACES = Limit("spaces", Per.ACCOUNT, 30, HOUR_S, 20)  # each is remembered for long
+READING = Limit("reading what is stored", Per.ADDRESS, 50, 1, 200)  # guests have keys for nothing
 ANYTHING_ELSE: Final = Limit("anything else", Per.SESSION, 50, 1, 200)
 
 LIMITS: Final[dict[type[Request], tuple[Limit, ...]]] = {
@@ -72,6 +75,15 @@ LIMITS: Final[dict[type[Request], tuple[Limit, ...]]] = {
     frames.Unfollow: (RELATIONS,),
     frames.Block: (RELATIONS,),
     frames.Unblock: (RELATIONS,),
+    frames.Rename: (NAMES,),
+    frames.Open: (SPACES,),
+    frames.Schedule: (SPACES,),
+    frames.Home: (READING,),
+    frames.PublicPosts: (READING,),
+    frames.ListMessages: (READING,),
+    frames.GetNote: (READING,),
+    frames.DeletePost: (READING,),
+    frames.GetEvidence: (READING,),
 }
 
 

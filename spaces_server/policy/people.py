@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from heapq import nsmallest
@@ -29,6 +29,7 @@ from spaces_server.policy.effects import (
     DeviceRemoved,
     Effect,
     Expelled,
+    GuestsOut,
     Keep,
     Moment,
     RefusedError,
@@ -65,6 +66,7 @@ MAX_MODERATORS = 100
 DEVICE_CODE_S = 600
 CODE_BYTES = 10
 FIRST_DEVICE = "first device"
+GUESTS_OUT = "this server is limited from now on, and takes no guests"
 OPERATOR = 0  # stands for the server's own key where an account's id is asked for
 
 
@@ -466,7 +468,7 @@ class People:
         """An account has one code at a time: a new one makes the old one worthless."""
         if len(self._devices_of[account.id]) >= MAX_DEVICES:
             raise RefusedError(ErrorCode.TOO_MANY)
-        self._void_codes(now, account.id)
+        self._void_codes(now, {account.id})
         code, until_s = self._new_code(), now.utc_s + DEVICE_CODE_S
         self._device_codes[code] = (account.id, until_s)
         return Answer(frames.DeviceCode(re=request.id, code=code, until=until_s))
@@ -475,12 +477,12 @@ class People:
         """16 letters and digits, easily typed on another device, that cannot be guessed."""
         return base64.b32encode(self._entropy(CODE_BYTES)).decode().lower()
 
-    def _void_codes(self, now: Moment, account: int) -> None:
-        """Those of the account, and those whose time is over."""
+    def _void_codes(self, now: Moment, accounts: Container[int]) -> None:
+        """Those of the accounts, and those whose time is over."""
         self._device_codes = {
             code: (whose, until_s)
             for code, (whose, until_s) in self._device_codes.items()
-            if whose != account and until_s > now.utc_s
+            if whose not in accounts and until_s > now.utc_s
         }
 
     def _add_device(self, asker: Asker, request: frames.AddDevice, now: Moment) -> list[Effect]:
@@ -571,8 +573,8 @@ class People:
 
     def _set_access(self, access: Access) -> list[Effect]:
         """Opening lets everyone in for good: all get access, so that limiting the server again
-        shuts out nobody who came in meanwhile, but those from whom access was taken back then;
-        those who waited are told."""
+        shuts out nobody who came in meanwhile, but those from whom access was taken back then,
+        and guests; those who waited are told."""
         if access is self._access:
             return []
         setting = SettingRecord(name="access", value=access.value)
@@ -580,7 +582,7 @@ class People:
         if access is Access.LIMITED:
             accounts = tuple(account.id for account in shut_out)
             expelled = [Expelled(accounts, ERROR_TEXTS[ErrorCode.NO_ACCESS])] if accounts else []
-            return [self._save(setting), *expelled]
+            return [self._save(setting), *expelled, GuestsOut(GUESTS_OUT)]
         waited = list(self._waiting.values())
         let_in = [replace(account, access=True) for account in shut_out]
         told = [Keep(record.account, _access_granted("")) for record in waited]
@@ -671,7 +673,7 @@ class People:
             if account.role != ServerRole.PERSON:
                 records.append(replace(account, role=ServerRole.PERSON.value))
             waited += self._waiting_of(account.id)
-            self._void_codes(now, account.id)
+        self._void_codes(now, found)
         return [
             self._save(*records, without=waited),
             Expelled(tuple(found), _banned_text(reason)),

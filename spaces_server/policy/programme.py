@@ -6,7 +6,7 @@ comes late hears that it is over and not that it never was, and a report still f
 """
 
 from collections import Counter
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -33,6 +33,7 @@ PAGE = frames.MAX_TEXTS_PAGE
 AHEAD_S = 14 * 86_400
 OVERDUE_S = 86_400  # then a scheduled space that nobody has opened is over
 MAX_SCHEDULED = 10  # an account
+MAX_ALL_SCHEDULED = 10_000
 MAX_REMINDERS = 100  # an account
 MAX_ENDED = 100_000  # remembered; the oldest are forgotten
 RANKED_NS = 1_000_000_000  # for so long, an order of the live spaces is good
@@ -85,6 +86,7 @@ class Programme:
         }
         self._ranked: list[tuple[SpaceRecord, Set[int]]] = []  # live ones and who is on stage
         self._ranked_until_ns = 0
+        self._upcoming: list[SpaceRecord] | None = None  # the next first; None: to be sorted anew
         self._reminders: dict[str, set[int]] = {}  # of scheduled spaces
         self._reminded: Counter[int] = Counter()  # how many an account has set
         for record in sorted(loaded.of(SpaceRecord), key=lambda r: (r.ended_s, r.id)):
@@ -159,6 +161,8 @@ class Programme:
             raise RefusedError(
                 ErrorCode.TOO_MANY, f"you have {MAX_SCHEDULED} scheduled spaces; cancel one first"
             )
+        if len(self._scheduled) >= MAX_ALL_SCHEDULED:
+            raise RefusedError(ErrorCode.TOO_MANY)
         record = self._new(host, title, request.settings, SpaceState.SCHEDULED, request.starts)
         self.changed(record)
         reply = frames.SpaceReply(re=request.id, space=self._shown(asker, record))
@@ -222,6 +226,7 @@ class Programme:
             spaces.pop(record.id, None)
         self._by_state[SpaceState(record.state)][record.id] = record
         self._ranked_until_ns = 0
+        self._upcoming = None
 
     def ended(self, space_id: str, now: Moment) -> list[Effect]:
         """A space is over that nobody is in: a scheduled one that was called off, or a live one
@@ -288,14 +293,15 @@ class Programme:
 
     # -- lists -------------------------------------------------------------------------------------
 
-    def _list_live(self, asker: Asker, now: Moment) -> list[SpaceRecord]:
+    def _list_live(self, asker: Asker, now: Moment) -> Iterator[SpaceRecord]:
         following = self._following(asker)
         ranked = sorted(self._ranking(now), key=lambda of: following.isdisjoint(of[1]))
-        return self._visible(asker, [record for record, _ in ranked])
+        return self._visible(asker, (record for record, _ in ranked))
 
-    def _list_upcoming(self, asker: Asker) -> list[SpaceRecord]:
-        scheduled = sorted(self._scheduled.values(), key=lambda r: (r.starts_s, r.id))
-        return self._visible(asker, scheduled)
+    def _list_upcoming(self, asker: Asker) -> Iterator[SpaceRecord]:
+        if self._upcoming is None:
+            self._upcoming = sorted(self._scheduled.values(), key=lambda r: (r.starts_s, r.id))
+        return self._visible(asker, self._upcoming)
 
     def _ranking(self, now: Moment) -> list[tuple[SpaceRecord, Set[int]]]:
         """The live spaces, the fullest first.  They are not asked again for everyone who looks,
@@ -307,13 +313,14 @@ class Programme:
             self._ranked_until_ns = now.ns + RANKED_NS
         return self._ranked
 
-    def _visible(self, asker: Asker, records: list[SpaceRecord]) -> list[SpaceRecord]:
-        """Those that lists show to somebody; the operator sees all."""
+    def _visible(self, asker: Asker, records: Iterable[SpaceRecord]) -> Iterator[SpaceRecord]:
+        """Those that lists show to somebody; the operator sees all.  A page looks at no more of
+        them than it needs."""
         if asker.operator:
-            return records
+            yield from records
+            return
         account = asker.account
         hidden = frozenset() if account is None else self._people.blocks(account.id)
-        found = []
         for record in records:
             if record.host in hidden or self._people.banned(record.host):
                 continue
@@ -323,17 +330,17 @@ class Programme:
                 and account is not None
                 and self._is_follower(account, record)
             ):
-                found.append(record)
-        return found
+                yield record
 
     def _page(
-        self, asker: Asker, request_id: int, records: list[SpaceRecord], after: int
+        self, asker: Asker, request_id: int, records: Iterator[SpaceRecord], after: int
     ) -> frames.Spaces:
         end = after + PAGE
+        found = list(islice(records, after, end + 1))
         return frames.Spaces(
             re=request_id,
-            spaces=[self._shown(asker, r) for r in records[after:end]],
-            next=end if end < len(records) else 0,
+            spaces=[self._shown(asker, r) for r in found[:PAGE]],
+            next=end if len(found) > PAGE else 0,
         )
 
     def _shown(self, asker: Asker, record: SpaceRecord) -> SpaceInfo:

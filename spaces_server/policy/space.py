@@ -213,11 +213,13 @@ class Space(Gathering):
                 self._come_up(whom.account, Role.SPEAKER, forgiven=True)
             case frames.TakeDown():
                 self._staged(whom.account, self._stage.drop(whom.account))
+                self._spend(me, whom)
             case frames.Appoint():
                 self._stage.check_co_hosts()
                 self._set_role(whom, Role.CO_HOST)
             case frames.Dismiss():
                 self._set_role(whom, Role.SPEAKER)
+                self._spend(me, whom)
             case frames.Mute():
                 held = me is not whom and not self.settings.free_unmute
                 self._staged(whom.account, self._stage.mute(whom.account, held=held))
@@ -228,6 +230,11 @@ class Space(Gathering):
             case frames.LetUnmute():
                 self._staged(whom.account, self._stage.let_unmute(whom.account))
         self._tell_you(whom)
+
+    def _spend(self, me: Person, whom: Person) -> None:
+        """Whoever a moderator has taken down does not come up by a token that they kept."""
+        if me is not whom:
+            self._invites.spend(whom.who)
 
     def _check_may_step_up(self, me: Person) -> None:
         match self.settings.who_speaks:
@@ -246,15 +253,15 @@ class Space(Gathering):
             raise RefusedError(ErrorCode.TOO_MANY)
         if self._relations.has_blocked(whom.account, me.account):
             return  # nothing of the asker's reaches them, and the asker does not notice
-        self._offers[whom.id] = me.id
+        self._offers[whom.id] = me
         self._out.append(Tell(whom.id, frames.Offered(space=self.record.id, by=me.id)))
 
     def _decline(self, me: Person) -> None:
         by = self._offers.pop(me.id, None)
         if by is None:
             raise RefusedError(ErrorCode.NOT_OFFERED)
-        if by in self._members:
-            self._out.append(Tell(by, frames.Declined(space=self.record.id, member=me.id)))
+        if by.id in self._members:
+            self._out.append(Tell(by.id, frames.Declined(space=self.record.id, member=me.id)))
 
     def _mute_all(self, me: Person) -> None:
         """Also those whose place is kept: they come back muted."""

@@ -63,13 +63,20 @@ class Volumes:
             self._mixes.pop(hearer, None)
         if source in volumes:
             self._hearers.setdefault(source, set()).add(hearer)
-        elif source in self._hearers:
-            self._hearers[source].discard(hearer)
+        else:
+            self._unheard(source, hearer)
 
     def forget(self, hearer: Who) -> None:
         for source in self.set_by(hearer):
-            self._hearers[source].discard(hearer)
+            self._unheard(source, hearer)
         self._count(self._mixes.pop(hearer, _NONE), -1)
+
+    def _unheard(self, source: Who, hearer: Who) -> None:
+        hearers = self._hearers.get(source)
+        if hearers is not None:
+            hearers.discard(hearer)
+            if not hearers:
+                del self._hearers[source]
 
     def _count(self, mix: Mix, by: int) -> None:
         if mix:

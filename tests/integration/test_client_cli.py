@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import json
 import os
+import platform
 import pty
 import re
 import select
@@ -281,6 +282,9 @@ class At:
 
 def test_accounts_devices_and_people(server: str, tmp_path: Path) -> None:
     ada, bob, phone = (At(tmp_path, name) for name in ("ada", "bob", "phone"))
+    assert "a handle has a letter in it (choose one with --handle)" in ada.refused(
+        "register", server, "--handle", "1234"
+    )
     assert "this needs an account; register first (spaces register" in ada.refused(
         "whoami", "--server", server
     )
@@ -299,9 +303,9 @@ def test_accounts_devices_and_people(server: str, tmp_path: Path) -> None:
     assert "this code is not valid" in phone.refused(
         "device", "add", server, "wrong", "--label", "x"
     )
-    phone("device", "add", server, code, "--label", "phone")
+    phone("device", "add", server, code)
     assert phone.json("whoami")[0]["handle"] == ada.handle
-    assert [d["label"] for d in ada.json("device", "list")][1] == "phone"
+    assert ada.json("device", "list")[1]["label"] == platform.node()[:40]
     ada("device", "remove", 2)
     assert "this needs an account" in phone.refused("whoami")
     assert "the last device" in ada.refused("device", "remove", 1)
@@ -400,6 +404,7 @@ def test_moderating_a_limited_server(voice: Path, tmp_path: Path) -> None:
         assert "this code is not valid" in bob.refused("claim", code)
         assert "is limited: ask for access" in bob.refused("list")
         bob("ask-access", "--note", "let me in")
+        assert ada("ask-access") == ["you have access already"]
         (waits,) = ada("moderate", "waiting")
         assert waits.startswith(f"{bob.handle} @{bob.handle}")
         assert waits.endswith("let me in")
@@ -458,6 +463,33 @@ def test_somebody_who_was_blocked_is_on_stage(server: str, tmp_path: Path) -> No
         bob("join", link, "--despite-blocked", *options)
         hosting.enter("/remove 2")  # a number that is no longer anybody's
         hosting.line("nobody with this number is in the space")
+        hosting.enter("/quit")
+        assert hosting.end() == 0
+
+
+def test_whoever_speaks_from_a_file_stays_when_taken_down(
+    server: str, voice: Path, tmp_path: Path
+) -> None:
+    ada, bob = handle_of("ada"), handle_of("bob")
+    quiet = ("--output", os.devnull)
+    with person(
+        "host", server, tmp_path, "Ada", "--handle", ada, "--listen-only", *quiet
+    ) as hosting:
+        link = hosting.line("speakers join with:").split("'")[1]
+        with person(
+            "join", link, tmp_path, "Bob", "--handle", bob, "--input", voice, "--loop", *quiet
+        ) as speaking:
+            hosting.line("Bob (2) is on stage")
+            hosting.enter(f"/down @{bob}")
+            speaking.line("you are off the stage")
+            speaking.enter("/who")
+            speaking.line("here: ")
+            hosting.enter(f"/offer @{bob}")
+            speaking.line("invites you to speak")
+            speaking.enter("/decline")
+            hosting.line("Bob (2) declines to speak")
+            speaking.enter("/quit")
+            assert speaking.end() == 0
         hosting.enter("/quit")
         assert hosting.end() == 0
 

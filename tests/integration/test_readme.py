@@ -1,16 +1,37 @@
-"""The README's library example runs, word for word."""
+"""The README names every command, and its library example runs, word for word."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from spaces_client.cli import main
 from spaces_client.live import host
+from spaces_client.slash import BY_NAME
 from spaces_client.wav import read_blocks
+from spaces_server.cli import main as server
 from tests.integration.test_live import ADA, registered, running_server
 
 README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def _names(group: click.Group) -> Iterator[str]:
+    for name, command in group.commands.items():
+        if not isinstance(command, click.Group):
+            yield name
+        elif name not in ("moderate", "admin"):  # which the README names, and no more
+            yield from _names(command)
+
+
+def test_every_command_is_in_the_readme() -> None:
+    text = README.read_text()
+    words = set(re.findall(r"[a-z-]+", " ".join(re.findall(r"`([^`\n]+)`", text))))
+    assert [name for name in (*_names(main), *_names(server)) if name not in words] == []
+    slashes = set(re.findall(r"`/([a-z]+)", text))
+    assert slashes == set(BY_NAME)
 
 
 async def test_the_example_of_the_library(

@@ -329,9 +329,8 @@ def test_all_commands_of_administration_on_the_running_server(
         assert admin("act", first, "warn", "--note", "be kind") == [f"report {first}: warn"]
         (line,) = admin("reports", "--closed")
         assert "[warn, by " in line
-        (line,) = admin("evidence", second, "--output", tmp_path / "said.wav")
-        assert line.startswith("Error: ")
-        assert "evidence" in line
+        *_, line = admin("evidence", second)  # it opens on a moderator's device only
+        assert line.startswith("Error: No such command 'evidence'")
         assert admin("ban", "dan", "--reason", "spam") == ["@dan is banned"]
         (line,) = admin("accounts", "--banned")
         assert "banned" in line

@@ -1140,17 +1140,19 @@ def test_buckets_are_as_large_as_the_table_says() -> None:
         kinds, at_once = re.findall(r"`(\w+)`", row[0]), int(row[2])
         asker = {"register": newcomer, "invite_person": host}.get(kinds[0], ada)
         asked = []
-        for i in range(at_once + 2):
+        fast = at_once > 100  # and so quick to fill again that some more are taken meanwhile
+        for i in range(at_once + (at_once // 2 if fast else 2)):
             kind = kinds[i % len(kinds)]
             forms = requests()[kind].fields.items()
             fields = {name: guesses.value(name, form) for name, form in forms if name != "note"}
             fields |= {"text": "text"} if "text" in fields else {}
             asked.append(world.request(asker, kind, **fields))
         codes = [reply.get("code") for reply in world.replies(asker, *asked)]
-        assert codes[at_once:] == ["rate_limited"] * 2, row
+        assert codes[-2:] == ["rate_limited"] * 2, row
+        assert fast or codes[at_once:] == codes[-2:], row
         assert "rate_limited" not in codes[:at_once], row
         world.run(500)
-    assert len(rows) == 11
+    assert len(rows) == 14
 
 
 def test_a_server_that_cannot_store_anything_says_so() -> None:

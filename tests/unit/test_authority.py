@@ -70,6 +70,7 @@ class Ticket:
 
     role: Role
     max_uses: int
+    issuer: Who
     used_by: set[Who] = field(default_factory=set)
     uses: int = 0
 
@@ -83,7 +84,7 @@ class Model:
     stage: dict[Who, Place] = field(default_factory=dict)
     away: dict[Who, float] = field(default_factory=dict)  # on stage, session lost -> until when
     hands: set[Who] = field(default_factory=set)
-    offers: set[Who] = field(default_factory=set)
+    offers: dict[Who, Who] = field(default_factory=dict)  # to whom -> by whom
     removed: set[Who] = field(default_factory=set)
     held: set[Who] = field(default_factory=set)  # who left the stage held
     tickets: dict[str, Ticket] = field(default_factory=dict)
@@ -132,14 +133,25 @@ class Model:
         self.here.add(who)
         self.away.pop(who, None)
         self.hands.discard(who)
-        self.offers.discard(who)
+        self.offers.pop(who, None)
         if grants is not None and grants.role.on_stage:
             self.up(who, grants.role, held=who in self.held)
+
+    def out(self, who: Who) -> None:
+        """Gone for good, with what they gave away."""
+        self.offers = {whom: by for whom, by in self.offers.items() if by != who}
+        self.tickets = {token: t for token, t in self.tickets.items() if t.issuer != who}
+        self.go(who)
+
+    def spend(self, actor: Who, target: Who) -> None:
+        if actor != target:
+            for ticket in self.tickets.values():
+                ticket.used_by.add(target)
 
     def go(self, who: Who) -> None:
         self.here.discard(who)
         self.hands.discard(who)
-        self.offers.discard(who)
+        self.offers.pop(who, None)
         if who in self.stage:
             self.down(who)
         self.away.pop(who, None)
@@ -184,7 +196,7 @@ class Model:
         self.stage[who] = Place(role, self.order(), held, held)
         self.held.discard(who)
         self.hands.discard(who)
-        self.offers.discard(who)
+        self.offers.pop(who, None)
 
     def down(self, who: Who) -> None:
         if self.stage.pop(who).held:
@@ -229,21 +241,23 @@ class Model:
                 self.room(Role.SPEAKER)
                 self.up(target, Role.SPEAKER, held=False)
             case Action.OFFER:
-                self.offers.add(target)
+                self.offers[target] = actor
             case Action.ACCEPT:
                 self.check(actor in self.offers, ErrorCode.NOT_OFFERED)
                 self.room(Role.SPEAKER)
                 self.up(actor, Role.SPEAKER, held=False)
             case Action.DECLINE:
                 self.check(actor in self.offers, ErrorCode.NOT_OFFERED)
-                self.offers.discard(actor)
+                del self.offers[actor]
             case Action.TAKE_DOWN:
                 self.down(target)
+                self.spend(actor, target)
             case Action.APPOINT:
                 self.room_for_co_host()
                 self.become(target, Role.CO_HOST)
             case Action.DISMISS:
                 self.become(target, Role.SPEAKER)
+                self.spend(actor, target)
             case Action.HAND_OVER:
                 self.host = target
                 self.become(target, Role.HOST)
@@ -267,7 +281,7 @@ class Model:
                 self.stage[target].held = False
             case Action.REMOVE:
                 self.removed.add(target)
-                self.go(target)
+                self.out(target)
             case Action.CHAT:
                 self.said += 1
                 self.lines[self.said] = actor
@@ -374,12 +388,12 @@ class Evening:
                 self.follow(self.space.tick(self.now))
             case "removed" if self.choices.random() < 0.1 and who not in model.removed:
                 model.removed.add(who)
-                model.go(who)
+                model.out(who)
                 key = self.town.asker(who).who
                 self.follow(self.space.remove(key, 99, self.now, "by the server"))
             case "banned" if self.choices.random() < 0.1 and isinstance(who, int):
-                model.go(who)
-                self.follow(self.space.expel(who, self.now))
+                model.out(who)
+                self.follow(self.space.expel({who}, self.now))
         self.agrees()
         if model.ended:
             self.open()
@@ -451,7 +465,7 @@ class Evening:
         assert isinstance(answer, Answer)
         if isinstance(answer.frame, frames.Invited):
             self.tokens.append(answer.frame.invite)
-            model.tickets[answer.frame.invite] = Ticket(fields["role"], fields["max_uses"])
+            model.tickets[answer.frame.invite] = Ticket(fields["role"], fields["max_uses"], who)
         self.follow(effects)
 
     def tell_model(

@@ -29,11 +29,12 @@ from spaces_client.commands.common import (
     columns,
     show_list,
 )
-from spaces_client.commands.finding import DurationType
+from spaces_client.commands.finding import DurationType, TimeType
 from spaces_client.commands.recording import in_a_row, note_of, write_recording
 from spaces_client.home import Home, HomeError
 from spaces_client.synth import synthesise_voice
 from spaces_client.wav import read_blocks, to_pcm16
+from spaces_server.cli import main as server
 
 LINK = Link("rooms.example.org", 5004, bytes(31) + b"\x09")
 
@@ -51,13 +52,22 @@ def commands(
 # -- help ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
-def test_every_command_says_what_it_does_with_an_example(path: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(main, [*path, "--help"])
+@pytest.mark.parametrize(
+    ("program", "path"),
+    [
+        *(("spaces", path) for path, _ in commands()),
+        *(("spaces-server", path) for path, _ in commands(server)),
+    ],
+    ids=str,
+)
+def test_every_command_says_what_it_does_with_an_example(
+    program: str, path: tuple[str, ...]
+) -> None:
+    result = CliRunner().invoke(main if program == "spaces" else server, [*path, "--help"])
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[2].strip().endswith((".", "…", ":")) or len(lines[2]) > 60
-    assert any(line.startswith(f"  spaces {' '.join(path)}") for line in lines)
+    assert any(line.startswith(f"  {program} {' '.join(path)}") for line in lines)
 
 
 def test_help_shows_every_command_under_a_topic() -> None:
@@ -103,13 +113,16 @@ def test_an_argument(kind: click.ParamType[object], typed: str, meant: object) -
         (WordType(Category), "rude", "is not one of 'harassment'"),
         (WordType(Category), "self_harm", "is not one of 'harassment'"),
         (TextType(5), "  ", "1 to 5 characters"),
-        (TextType(5), "123456", "1 to 5 characters"),
+        (TextType(5), "123456", "1 to 5 characters, please, not 6"),
         (TextType(5), "a\nb", "no control characters"),
         (TextType(5, lines=True), "\x1b[2J", "no control characters"),
         (SpaceIdType(), "a b", "neither a link nor the id of a space"),
         (SpaceIdType(), "abc\n", "neither a link nor the id of a space"),
         (PlaceType(), "https://example.org", "a link starts with spaces://"),
         (TokenType(), "a=b", "is not a code"),
+        (TimeType(), "tomorrow", 'a time looks like "2026-12-01 19:00"'),
+        (TimeType(), "2026-13-01 19:00", "no calendar has that time"),
+        (TimeType(), "2020-12-01T19:00", "that time has passed"),
         (DurationType(), "90", "looks like 90m, 2h or 1d12h"),
         (DurationType(), "2h soon", "looks like 90m, 2h or 1d12h"),
         (DurationType(), "٢h", "looks like 90m, 2h or 1d12h"),

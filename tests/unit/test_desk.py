@@ -18,7 +18,7 @@ from protocol.frames import (
 from protocol.roles import SERVER_PERMISSIONS, ServerAction, ServerRole
 from spaces_server.policy import desk as module
 from spaces_server.policy import programme
-from spaces_server.policy.desk import PAGE
+from spaces_server.policy.desk import MAX_OPEN_EACH, PAGE
 from spaces_server.policy.effects import Asker, EndSpace, Expelled, RemoveFromSpace, Save, Who
 from spaces_server.records import (
     EvidenceKeyRecord,
@@ -594,3 +594,14 @@ def test_a_request_of_others_is_not_answered_here(server: Policies) -> None:
     ada = server.person("ada")
     with server.refusing(ErrorCode.UNKNOWN_TYPE):
         server.desk.handle(ada, frames.WhoAmI(id=ID), server.now)
+
+
+def test_nobody_fills_the_queue_alone(server: Policies) -> None:
+    ada, bob = server.people_of("ada", "bob")
+    people = [f"person_{number}" for number in range(MAX_OPEN_EACH + 1)]
+    server.people_of(*people)
+    for handle in people[1:]:
+        report(server, ada, person=handle)
+    request = frames.Report(id=ID, category=Category.SPAM, person=people[0])
+    server.refused(ada, request, ErrorCode.TOO_MANY)
+    report(server, bob, person=people[0])

@@ -210,8 +210,16 @@ async def test_a_connection_that_is_lost_and_made_anew() -> None:
 
     assert await come_back() == [
         "the connection is lost (gone); trying again …",
-        "connected again",  # and nothing of having left and come on stage
-    ]
+        "connected again; people may have new numbers: /who",
+    ]  # and nothing of having left and come on stage
+
+
+async def test_a_server_that_keeps_evidence_from_now_on_says_so_once() -> None:
+    room = Room()
+    room.view.evidence = True
+    said = await room.tell(Reconnecting("gone"), Reconnected(), Reconnected())
+    assert len([line for line in said if "sealed for the moderators" in line]) == 1
+    assert "sealed" not in "".join(await Room(evidence=True).tell(Reconnected()))
 
 
 async def test_how_it_ends() -> None:

@@ -9,10 +9,12 @@ import pytest
 from protocol import evidence, frames
 from protocol.connection import CloseCode
 from protocol.frames import Access, Category, ErrorCode, Outcome, Visibility
+from protocol.packets import Kind
 from protocol.roles import Role
 from spaces_client.client import Notified, Removed
 from spaces_server.policy.house import HouseRules
 from spaces_server.policy.space import SpaceRules
+from spaces_server.recorder import MAX_PACKETS
 from tests.unit.hall import SECOND, Guest, Hall, decoded, level
 
 GATHERED = 14  # ticks after which the feed has told of everything
@@ -257,7 +259,9 @@ def test_an_invite_of_somebody_without_access_gives_none_and_changes_nothing() -
     hall.tick(GATHERED)
     hall.agree(host)
     before, commits = hall.the_space().snapshot(), hall.shelf.commits
-    hall.refuses(ErrorCode.NO_ACCESS, newcomer, frames.Join, space=name, invite=token)
+    # What an expelled person gave away is worth nothing, and gives no access either.
+    hall.refuses(ErrorCode.BAD_INVITE, newcomer, frames.Join, space=name, invite=token)
+    hall.refuses(ErrorCode.NO_ACCESS, newcomer, frames.Join, space=name)
     hall.tick(GATHERED)
     assert hall.the_space().snapshot() == before
     assert hall.shelf.commits == commits
@@ -401,3 +405,171 @@ def test_a_recording_is_forgotten_when_it_is_old() -> None:
     assert len(room.recorder._packets[speaker.id]) == 5
     hall.tick(45 * SECOND)
     assert not room.recorder._packets
+
+
+def test_nobody_pushes_out_by_a_flood_what_they_said_before() -> None:
+    hall = Hall(EVIDENCE)
+    _, speaker, listener = hall.space(2, 1)
+    hall.tick(SECOND, speaker)
+    (room,) = hall.node._rooms.values()
+    before = room.recorder.recording(speaker.id, hall.now_ns)
+    junk = speaker.audio()
+    for _ in range(MAX_PACKETS):
+        hall.send(speaker, speaker.connection.send_media(Kind.AUDIO, junk))
+    assert room.recorder.recording(speaker.id, hall.now_ns)[: len(before)] == before
+    assert hall.node.dropped["audio faster than it can be played"] == len(before)
+    hall.tick(31 * SECOND)
+    listener.heard.clear()
+    hall.tick(10, speaker)
+    assert listener.heard
+
+
+# -- the server becomes limited --------------------------------------------------------------------
+
+
+def test_when_the_server_becomes_limited_guests_are_out_of_every_space() -> None:
+    hall = Hall()
+    operator, hosts = hall.operator(), [hall.person(), hall.person()]
+    names = [hall.open(host) for host in hosts]
+    guests, member = hall.guests_of(3), hall.person()
+    for guest, name in zip(guests, (*names, names[0]), strict=True):
+        hall.join(guest, name, name="somebody")
+    hall.join(member, names[0])
+    hall.does(operator, frames.SetAccess, access=Access.LIMITED)
+    for guest in guests:
+        (removed,) = [e for e in guest.events if isinstance(e, Removed)]
+        assert "guests" in removed.text
+        hall.refuses(ErrorCode.NO_GUESTS, guest, frames.Join, space=names[0])
+        guest.heard.clear()
+    hall.tick(GATHERED, *hosts)
+    assert [len(guest.heard) for guest in guests] == [0, 0, 0]
+    assert member.heard
+    assert [hall.node.spaces[name].listeners for name in names] == [1, 0]
+    hall.does(operator, frames.SetAccess, access=Access.OPEN)
+    hall.join(guests[0], names[0], name="somebody")  # nobody was removed for good
+
+
+def test_a_guest_whose_joining_waits_for_the_store_is_out_when_the_server_is_limited() -> None:
+    hall = Hall()
+    operator, (host,) = hall.operator(), hall.space(1)
+    token = hall.ask(host, frames.MakeInvite, role=Role.LISTENER).invite
+    guest = hall.guest()
+    hall.shelf.held = True
+    name = host.client.view.id
+    asked = guest.client.request(frames.Join, space=name, invite=token, name="somebody")
+    hall.tick(1)
+    operator.client.request(frames.SetAccess, access=Access.LIMITED)
+    hall.tick(1)
+    hall.shelf.held = False
+    hall.settle()
+    reply = guest.reply(asked)
+    assert isinstance(reply, frames.Error)
+    assert reply.code == ErrorCode.NOT_JOINED
+    assert len(hall.the_space()) == 1
+
+
+# -- one person under two names -------------------------------------------------------------------
+
+
+def registered_in_place(hall: Hall, space: str) -> Guest:
+    """A guest in a space who has got an account there, and a second device."""
+    guest = hall.guest()
+    hall.join(guest, space, name="somebody")
+    guest.handle = "newly"
+    hall.ask(guest, frames.Register, handle=guest.handle, name="Newly")
+    return guest
+
+
+def test_a_guest_with_an_account_is_removed_with_all_its_devices() -> None:
+    hall = Hall()
+    (host,) = hall.space(1)
+    space = host.client.view.id
+    guest = registered_in_place(hall, space)
+    second = device_of(hall, guest)
+    hall.does(host, frames.Remove, member=guest.id)
+    hall.refuses(ErrorCode.REMOVED, guest, frames.Join, space=space)
+    hall.refuses(ErrorCode.REMOVED, second, frames.Join, space=space)
+    hall.start()
+    hall.refuses(ErrorCode.REMOVED, hall.guest(second.key), frames.Join, space=space)
+
+
+@pytest.mark.parametrize("how", ["removed", "blocked", "banned"])
+def test_nobody_stays_as_the_guest_that_they_were(how: str) -> None:
+    hall = Hall()
+    operator, (host,) = hall.operator(), hall.space(1)
+    space = host.client.view.id
+    guest = registered_in_place(hall, space)
+    second = device_of(hall, guest)
+    hall.join(second, space)
+    match how:
+        case "removed":
+            hall.does(host, frames.Remove, member=second.id)
+        case "blocked":
+            hall.does(host, frames.Block, person=guest.handle)
+        case "banned":
+            hall.does(operator, frames.Ban, person=guest.handle)
+    guest.heard.clear()
+    hall.tick(5, host)
+    assert guest.heard == []
+    assert len(hall.the_space()) == 1
+    if how != "banned":
+        assert [e for e in guest.events if isinstance(e, Removed)]
+
+
+# -- two things at once ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_ban_finds_the_lost_host_on_every_device_in_every_space(restarted: bool) -> None:
+    hall = Hall()
+    operator, (host, co_host) = hall.operator(), hall.space(2)
+    hall.does(host, frames.Appoint, member=co_host.id)
+    own = host.client.view.id
+    second = device_of(hall, host)
+    other_host = hall.person()
+    other = hall.open(other_host)
+    hall.join(second, other)
+    host.gone = host.deaf = True
+    hall.tick(40 * SECOND)  # so long, a session may be silent
+    hall.does(operator, frames.Ban, person=host.handle)
+    assert second.disconnected() == [CloseCode.EXPELLED]
+    assert len(hall.node.spaces[other]) == 1
+    if restarted:
+        hall.start()
+    else:
+        assert hall.node.spaces[own].view(co_host.id).role is Role.HOST
+    co_account = hall.node.house.people.find(co_host.handle).id
+    assert hall.node.spaces[own].record.host == co_account
+    back = hall.guest(second.key)
+    hall.refuses(ErrorCode.BANNED, back, frames.Join, space=own)
+    hall.refuses(ErrorCode.BANNED, back, frames.Join, space=other)
+
+
+def test_a_block_by_the_host_while_the_speaker_is_lost_leaves_no_place() -> None:
+    hall = Hall()
+    host, speaker = hall.space(2)
+    space = host.client.view.id
+    speaker.gone = speaker.deaf = True
+    hall.tick(40 * SECOND, host)
+    assert len(hall.the_space()) == 1
+    hall.does(host, frames.Block, person=speaker.handle)
+    back = hall.guest(speaker.key)
+    hall.refuses(ErrorCode.REMOVED, back, frames.Join, space=space)
+    hall.start()
+    back = hall.guest(speaker.key)
+    hall.refuses(ErrorCode.REMOVED, back, frames.Join, space=space)
+    account = hall.node.house.people.find(speaker.handle).id
+    assert account not in hall.the_space()._stage.places
+
+
+def test_handing_over_to_somebody_who_is_lost_just_then_is_no_loss() -> None:
+    hall = Hall()
+    host, speaker = hall.space(2)
+    hall.does(host, frames.HandOver, member=speaker.id)
+    speaker.gone = speaker.deaf = True
+    hall.tick(40 * SECOND, host)
+    assert hall.the_space().view(host.id).role is Role.CO_HOST
+    hall.refuses(ErrorCode.NOT_ALLOWED, host, frames.Close)
+    hall.tick(61 * SECOND, host)
+    assert hall.the_space().view(host.id).role is Role.HOST
+    hall.agree(host)

@@ -10,7 +10,10 @@ from spaces_server.policy.effects import Asker, RefusedError
 from spaces_server.policy.limits import (
     ANYTHING_ELSE,
     LIMITS,
+    NAMES,
+    READING,
     SECOND,
+    SPACES,
     Buckets,
     Limit,
     RateLimits,
@@ -139,7 +142,7 @@ ASKED: list[tuple[frames.Request, int]] = [
     (frames.SendMessage(id=1, person="ada", text="hi"), 20),
     (frames.Post(id=1, text="hi"), 10),
     (frames.Report(id=1, category=frames.Category.SPAM, person="ada"), 5),
-    (frames.Register(id=1, handle="ada", name="Ada"), 5),
+    (frames.Register(id=1, handle="ada", name="Ada"), 10),
     (frames.AddDevice(id=1, code="x", label="x"), 10),
     (frames.ClaimServer(id=1, code="x"), 10),
     (frames.AskAccess(id=1), 5),
@@ -166,10 +169,10 @@ def test_what_concerns_an_account_counts_on_all_its_devices() -> None:
 def test_what_concerns_an_address_counts_for_all_keys_behind_it() -> None:
     limits = RateLimits()
     register = frames.Register(id=1, handle="ada", name="Ada")
-    assert taken(limits, asker(1, host=7), register, T) == 5
+    assert taken(limits, asker(1, host=7), register, T) == 10
     assert taken(limits, asker(2, host=7), register, T) == 0
-    assert taken(limits, asker(2, host=8), register, T) == 5
-    assert taken(limits, asker(3, host=7), register, T + 3_600 * SECOND) == 5
+    assert taken(limits, asker(2, host=8), register, T) == 10
+    assert taken(limits, asker(3, host=7), register, T + 3_600 * SECOND) == 10
 
 
 def test_codes_are_tried_so_often_from_a_key_and_from_an_address() -> None:
@@ -196,3 +199,22 @@ def test_limits_are_told_apart_by_their_names() -> None:
     names = [limit.name for limit in {*rows, ANYTHING_ELSE}]
     assert len(names) == len(set(names))
     assert set(LIMITS) <= set(frames.REQUESTS)
+
+
+def test_keys_that_cost_nothing_read_no_more() -> None:
+    limits = RateLimits()
+    counts = [taken(limits, asker(n, host=1), frames.PublicPosts(id=1), T) for n in range(5)]
+    assert counts == [READING.burst, 0, 0, 0, 0]
+    assert taken(limits, asker(6, host=1), frames.GetNote(id=1, post=1), T) == 0
+    assert taken(limits, asker(7, host=2), frames.GetNote(id=1, post=1), T) == READING.burst
+
+
+def test_all_devices_of_an_account_open_schedule_and_rename_as_one() -> None:
+    limits = RateLimits()
+    requests = frames.Open(id=1), frames.Schedule(id=1, title="title", starts=1)
+    counts = [taken(limits, asker(n, account=1), requests[n % 2], T) for n in range(4)]
+    assert counts == [SPACES.burst, 0, 0, 0]
+    names = [
+        taken(limits, asker(n, account=1), frames.Rename(id=1, name="name"), T) for n in range(2)
+    ]
+    assert names == [NAMES.burst, 0]

@@ -1,5 +1,7 @@
 """The whole server in one piece, with real clients and no network between them."""
 
+import gc
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import frames
-from protocol.connection import IDLE_TIMEOUT_NS, KEEPALIVE_NS, CloseCode
+from protocol.connection import IDLE_TIMEOUT_NS, KEEPALIVE_NS, CloseCode, Connection
 from protocol.frames import ErrorCode
 from protocol.packets import Kind
 from protocol.reliable import ChannelFull
 from protocol.roles import Role
 from spaces_client.client import Ended, Notified, Reconnected, Reconnecting, Replied
+from spaces_server.endpoint import Session
 from spaces_server.ledger import MAX_WAITING
+from spaces_server.mixer.mixer import SpaceMix
+from spaces_server.node import _Room, _Seat
+from spaces_server.policy.feed import Feed
+from spaces_server.policy.gathering import Person
 from spaces_server.policy.house import HouseRules
-from spaces_server.policy.space import SpaceRules
+from spaces_server.policy.space import Space, SpaceRules
+from spaces_server.recorder import Recorder
+from spaces_server.records import GetPost
 from tests.unit.hall import OUTSIDE, SECOND, TICK_NS, Guest, Hall
 
 GATHERED = 14  # ticks after which the feed has told of everything
@@ -743,3 +752,148 @@ def test_line_noise_harms_nobody(noise: list[bytes], kind: int) -> None:
     hall.tick(3, host)
     assert len(listener.heard) >= 2
     assert isinstance(hall.ask(listener, frames.Look), frames.State)
+
+
+# -- what waits for the store, seen by an adversary ------------------------------------------------
+
+
+def test_a_second_mute_is_not_answered_before_the_first_is_stored() -> None:
+    hall = Hall()
+    host, speaker = hall.space(2)
+    hall.shelf.held = True
+    first, second = (host.client.request(frames.Mute, member=speaker.id) for _ in range(2))
+    hall.tick(5)
+    assert (host.reply(first), host.reply(second)) == (None, None)
+    hall.shelf.held = False
+    before = len(host.events)
+    hall.settle()
+    replies = [e for e in host.events[before:] if isinstance(e, Replied)]
+    assert [(e.id, type(e.frame)) for e in replies] == [(first, frames.Ok), (second, frames.Ok)]
+    hall.start()
+    hall.tick(BACK)
+    assert hall.the_space().view(speaker.id).muted
+
+
+def test_a_store_that_is_slow_does_not_tell_who_blocked_whom() -> None:
+    hall = Hall()
+    sender, blocker, friend = hall.person(), hall.person(), hall.person()
+    hall.does(blocker, frames.Block, person=sender.handle)
+    hall.shelf.held = True
+    asked = [
+        sender.client.request(kind, person=whom.handle, **fields)
+        for whom in (friend, blocker)
+        for kind, fields in (
+            (frames.SendMessage, {"text": "hello"}),
+            (frames.Follow, {}),
+        )
+    ]
+    hall.tick(5)
+    assert [sender.reply(i) for i in asked] == [None] * 4
+    hall.shelf.held = False
+    hall.settle()
+    assert [type(sender.reply(i)) for i in asked] == [frames.Sent, frames.Ok] * 2
+
+
+def test_who_reads_without_end_leaves_room_for_who_moderates() -> None:
+    hall = Hall()
+    host, speaker = hall.space(2)
+    stranger = hall.person()
+    hall.shelf.held = True
+    for _ in range(MAX_WAITING // 2):
+        hall.node.ledger.fetch(GetPost(1), hall.now_ns, lambda _: None)
+    hall.refuses(ErrorCode.UNAVAILABLE, stranger, frames.PublicPosts)
+    asked = host.client.request(frames.Mute, member=speaker.id)
+    hall.tick(1)
+    hall.silent(speaker)
+    hall.shelf.held = False
+    hall.settle()
+    assert isinstance(host.reply(asked), frames.Ok)
+
+
+@pytest.mark.parametrize("how", ["gone", "banned", "ended"])
+def test_what_the_store_finds_for_whoever_is_gone_harms_nobody(how: str) -> None:
+    hall = Hall()
+    operator, (host, listener) = hall.operator(), hall.space(1, 1)
+    hall.shelf.held = True
+    asked = [
+        listener.client.request(frames.PublicPosts),
+        listener.client.request(frames.Rename, name="another"),
+    ]
+    hall.tick(1)
+    match how:
+        case "gone":
+            listener.client.close(hall.now_ns)
+        case "banned":
+            operator.client.request(frames.Ban, person=listener.handle)
+        case "ended":
+            host.client.request(frames.Close)
+    hall.tick(1)
+    hall.shelf.held = False
+    hall.settle()
+    hall.tick(GATHERED)
+    replied = [listener.reply(i) is not None for i in asked]
+    assert replied == [how == "ended"] * 2
+    assert isinstance(hall.ask(hall.person(), frames.PublicPosts), frames.Posts)
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def alive(*kinds: type) -> Counter[str]:
+    return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, kinds))
+
+
+@pytest.mark.parametrize("how", ["leave", "close", "end", "lost", "refused"])
+def test_what_is_over_is_freed_at_once(how: str) -> None:
+    """The server freezes what has lived for a while, so the garbage collector would never find a
+    circle of references; counting them must be enough."""
+    gc.collect()
+    kinds = Session, Connection, Person, Space, SpaceMix, Feed, Recorder, _Room, _Seat
+    others = alive(*kinds)  # of clients, and of halls before
+    gc.disable()
+    try:
+        hall = Hall()
+        host, speaker, listener = people = hall.space(2, 1)
+        hall.does(speaker, frames.Mute)
+        hall.does(speaker, frames.Unmute)
+        hall.does(listener, frames.SetVolume, member=speaker.id, percent=50)
+        hall.ask(listener, frames.Chat, text="hello")
+        hall.ask(listener, frames.ListMessages)
+        hall.refuses(ErrorCode.NO_SUCH_MEMBER, host, frames.Mute, member=99)
+        hall.refuses(ErrorCode.NO_SUCH_PERSON, host, frames.Find, person="no one")
+        hall.tick(GATHERED, host, speaker)
+        clients = len(people)
+        counts = alive(*kinds) - others
+        assert counts["_Seat"] == counts["Person"] == counts["Session"] == 3
+        assert counts["Connection"] == 3 + clients
+        match how:
+            case "leave":
+                for guest in reversed(people):
+                    hall.does(guest, frames.Leave)
+            case "close":
+                for guest in people:
+                    guest.client.close(hall.now_ns)
+            case "end":
+                hall.does(host, frames.Close)
+            case "lost":
+                for guest in people:
+                    vanish(hall, guest)
+            case "refused":
+                hall.does(host, frames.Remove, member=speaker.id)
+                hall.refuses(ErrorCode.REMOVED, speaker, frames.Join, space=host.client.view.id)
+                hall.does(host, frames.Close)
+        hall.tick(GATHERED)
+        if how == "lost":
+            hall.tick(60 * SECOND + GATHERED)
+        left = alive(*kinds) - others
+        over = how in ("close", "lost")
+        if over:
+            hall.tick(10 * SECOND)  # for as long, a closed session still answers
+            left = alive(*kinds) - others
+        assert left["Session"] == (0 if over else 3)
+        assert [left[k] for k in ("Person", "Space", "SpaceMix", "Feed", "_Room", "_Seat")] == (
+            [0] * 6
+        )
+        assert left["Recorder"] == 0
+    finally:
+        gc.enable()

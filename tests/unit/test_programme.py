@@ -506,3 +506,41 @@ def test_a_request_of_others_is_not_answered_here(server: Policies) -> None:
     ada = server.person("ada")
     with server.refusing(ErrorCode.UNKNOWN_TYPE):
         server.programme.handle(ada, frames.WhoAmI(id=ID), server.now)
+
+
+# -- what it costs --------------------------------------------------------------------------------
+
+
+def test_all_scheduled_spaces_together_have_a_limit(
+    server: Policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spaces_server.policy.programme.MAX_ALL_SCHEDULED", 3)
+    ada, bob = server.people_of("ada", "bob")
+    first, *_ = [schedule(server, host) for host in (ada, bob, bob)]
+    starts = server.now.utc_s + 60
+    request = frames.Schedule(id=ID, title="one too many", starts=starts)
+    server.refused(ada, request, ErrorCode.TOO_MANY)
+    server.asks(ada, frames.CancelSpace(id=ID, space=first))
+    schedule(server, ada)
+
+
+def test_a_page_of_what_is_to_come_looks_at_no_more_than_it_shows(
+    server: Policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+    settings_of = module.settings_of
+
+    def count(record: SpaceRecord) -> Settings:
+        nonlocal looked
+        looked += 1
+        return settings_of(record)
+
+    monkeypatch.setattr(module, "settings_of", count)
+    hosts = server.people_of(*(f"host_{i}" for i in range(PAGE)))
+    soon = [schedule(server, host, 60) for host in hosts]
+    late = [schedule(server, host, 120) for _ in range(5) for host in hosts]
+    looked = 0
+    assert upcoming_ids(server, GUEST) == sorted(soon)
+    assert looked == 2 * PAGE + 1  # to be shown, and to say so; and one that there is more
+    server.asks(hosts[0], frames.CancelSpace(id=ID, space=soon[0]))
+    assert upcoming_ids(server, GUEST) == [*sorted(soon[1:]), min(late)]

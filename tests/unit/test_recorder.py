@@ -1,6 +1,6 @@
 """The last 30 s of every speaker."""
 
-from spaces_server.recorder import KEPT_NS, MAX_PACKETS, Recorder
+from spaces_server.recorder import KEPT_NS, MAX_MEMBERS, MAX_PACKETS, Recorder
 
 MS = 1_000_000
 
@@ -34,13 +34,25 @@ def test_old_packets_leave_the_memory_as_new_ones_come() -> None:
     assert recorder.recording(1, 3_000 * 20 * MS)[0] == (1_500 * 960, b"1500")
 
 
-def test_whoever_sends_too_much_keeps_no_more() -> None:
+def test_whoever_sends_too_much_is_full_until_the_oldest_is_old() -> None:
     recorder = Recorder()
-    for number in range(2 * MAX_PACKETS):
+    for number in range(MAX_PACKETS):
+        assert not recorder.full(1, number)
         recorder.take(1, number, b"opus", number)
-    recording = recorder.recording(1, 0)
-    assert len(recording) == MAX_PACKETS
-    assert recording[-1] == (2 * MAX_PACKETS - 1, b"opus")
+    assert recorder.full(1, MAX_PACKETS)
+    assert not recorder.full(2, MAX_PACKETS)
+    assert recorder.full(1, KEPT_NS)
+    assert not recorder.full(1, KEPT_NS + 1)
+    recorder.take(1, MAX_PACKETS, b"opus", KEPT_NS + 1)
+    assert len(recorder._packets[1]) == MAX_PACKETS
+
+
+def test_who_comes_and_goes_all_the_time_fills_no_memory() -> None:
+    recorder = Recorder()
+    for member in range(2 * MAX_MEMBERS):
+        said(recorder, member, 2)
+    assert len(recorder._packets) == MAX_MEMBERS
+    assert recorder.recording(2 * MAX_MEMBERS - 1, 0)
 
 
 def test_of_whoever_is_silent_nothing_is_kept_any_longer() -> None:

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from protocol import frames
-from protocol.frames import Category, Member, Settings, Snapshot, Visibility, WhoSpeaks
+from protocol.frames import Category, ErrorCode, Member, Settings, Snapshot, Visibility, WhoSpeaks
 from protocol.link import Link
 from protocol.roles import PERMISSIONS, Role
-from spaces_client.live import LiveSpace
+from spaces_client.live import LiveSpace, SpacesError
 from spaces_client.slash import BY_NAME, SLASHES, MisuseError, QuitError, obey
 
 ADA = Member(id=1, name="Ada", handle="ada", role=Role.HOST, seat=0)
@@ -135,7 +135,9 @@ async def test_what_is_asked(line: str, asked: frames.Request) -> None:
         ("/report 2 rude", "rude is none of: harassment, hate"),
         ("/report 2", "/report N CATEGORY [NOTE]"),
         ("/report 2 spam " + "x" * 501, "501 characters are too many; 500 may be sent"),
-        ("/invite king", "king is none of: host, co-host"),
+        ("/invite king", "king is none of: co-host, speaker, listener"),
+        ("/ask @zoe host", "host is none of: co-host, speaker, listener"),
+        ("/volume @ada 50", "nobody hears themselves here"),
         ("/invite speaker many", "many is not a number of uses"),
         ("/set slow never", "never is not a number of seconds"),
         ("/set chat perhaps", "on or off?"),
@@ -168,6 +170,54 @@ async def test_what_is_said_about_it() -> None:
     assert await obey(space, "/lines") == "nobody has said anything"
     with pytest.raises(QuitError):
         await obey(space, "/quit")
+
+
+class Refusing(Told):
+    """A space whose server says no."""
+
+    def __init__(self, me: Member, code: ErrorCode) -> None:
+        super().__init__(me)
+        self.code = code
+
+    async def ask(self, kind: type[frames.Request], reply: Any, **fields: Any) -> Any:
+        raise SpacesError("no", self.code)
+
+
+@pytest.mark.parametrize(
+    ("me", "line", "code", "says"),
+    [
+        (CY, "/end", ErrorCode.NOT_ALLOWED, "no (as listener); /help shows what you may do"),
+        (ADA, "/mute 3", ErrorCode.NOT_ALLOWED, "no (as host, only on: co-host, speaker)"),
+        (ADA, "/up 3", ErrorCode.NO_HAND, "no; /offer N invites them to speak"),
+    ],
+)
+async def test_a_refusal_says_what_helps(me: Member, line: str, code: ErrorCode, says: str) -> None:
+    with pytest.raises(MisuseError) as error:
+        await obey(Refusing(me, code), line)
+    assert str(error.value) == says
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("/step", ErrorCode.NOT_ALLOWED), ("/follow @bo", ErrorCode.NOT_ALLOWED),
+     ("/mute 2", ErrorCode.RATE_LIMITED)],
+)  # fmt: skip
+async def test_a_refusal_that_says_it_all(line: str, code: ErrorCode) -> None:
+    with pytest.raises(SpacesError, match=r"^no$"):
+        await obey(Refusing(CY, code), line)
+
+
+async def test_what_a_blocked_person_wrote_is_gone() -> None:
+    space = Told()
+    lines = [
+        frames.ChatUpdate(line=n, member=m.id, handle=m.handle, name=m.name, text="hello")
+        for n, m in enumerate((BO, DI), 1)
+    ]
+    space.client.view.apply(2, [frames.encode_update(line) for line in lines], 0)
+    await obey(space, "/block 2")
+    assert [line.handle for line in space.lines] == ["di"]
+    await obey(space, "/block @DI")
+    assert space.lines == []
 
 
 @pytest.mark.parametrize("me", [ADA, BO, CY, GUS], ids=lambda me: str(me.role))

@@ -37,7 +37,7 @@ from spaces_server.policy.space import (
 from spaces_server.policy.talk import LINES_A_SECOND, MAX_LINES
 from spaces_server.policy.volumes import MAX_MIXES, MAX_VOLUMES
 from spaces_server.records import Drop, InviteRecord, Put, RemovalRecord, SpaceRecord, StageRecord
-from tests.unit.town import ID, START, S, Scene, at
+from tests.unit.town import ID, START, S, Scene, at, state
 
 EVERYONE = Settings(who_speaks=WhoSpeaks.EVERYONE)
 
@@ -321,14 +321,14 @@ def test_whoever_comes_twice_stays_muted() -> None:
 def test_the_expelled_lose_their_place_at_once() -> None:
     scene = Scene()
     speaker = scene.speaker(2)
-    assert mixing(scene.took(scene.space.expel(2, scene.now))) == [SourceRemoved(speaker)]
+    assert mixing(scene.took(scene.space.expel({2}, scene.now))) == [SourceRemoved(speaker)]
     assert scene.space.view(scene.enters(2)).role is Role.LISTENER
     lost = scene.speaker(3)
     scene.took(scene.space.lost(lost, scene.now))
-    scene.took(scene.space.expel(3, scene.now))
+    scene.took(scene.space.expel({3}, scene.now))
     assert scene.space.view(scene.enters(3)).role is Role.LISTENER
-    assert scene.took(scene.space.expel(99, scene.now)) == []
-    assert SpaceEnded("the host is gone") in scene.took(scene.space.expel(1, scene.now))
+    assert scene.took(scene.space.expel({99}, scene.now)) == []
+    assert SpaceEnded("the host is gone") in scene.took(scene.space.expel({1}, scene.now))
 
 
 def test_closing_tells_all_and_leaves_what_the_policy_lists() -> None:
@@ -1214,3 +1214,114 @@ def test_invites_have_a_limit() -> None:
 def test_rules_that_cannot_be(rules: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"stage|reaction"):
         SpaceRules(**rules)
+
+
+# -- whoever wants back up ------------------------------------------------------------------------
+
+
+def test_nobody_gets_back_up_by_a_token_that_they_kept() -> None:
+    scene = Scene()
+    co_host = scene.co_host(2)
+    own = scene.asks(co_host, frames.MakeInvite, role=Role.SPEAKER).invite
+    of_host = scene.invite(Role.CO_HOST)
+    scene.does(scene.host, frames.TakeDown, member=co_host)
+    for token in (own, of_host):
+        back = scene.enters(2, token, device=1)
+        assert scene.space.view(back).role is Role.LISTENER
+    afterwards = scene.invite()
+    back = scene.enters(2, afterwards, device=2)
+    assert scene.space.view(back).role is Role.SPEAKER, "whom the host wants up again comes up"
+
+
+def test_a_dismissed_co_host_is_none_again_by_an_old_token() -> None:
+    scene = Scene()
+    token = scene.invite(Role.CO_HOST)
+    co_host = scene.co_host(2)
+    scene.does(scene.host, frames.Dismiss, member=co_host)
+    scene.does(co_host, frames.Leave)
+    assert scene.space.view(scene.enters(2, token)).role is Role.LISTENER
+
+
+@pytest.mark.parametrize("how", ["removed", "lost, then removed", "blocked", "expelled"])
+def test_what_the_removed_gave_away_is_worth_nothing(how: str) -> None:
+    scene = Scene()
+    co_host, friend = scene.co_host(2), scene.enters(3)
+    token = scene.asks(co_host, frames.MakeInvite, role=Role.SPEAKER).invite
+    kept = scene.invite()
+    scene.does(co_host, frames.Offer, member=friend)
+    match how:
+        case "removed":
+            scene.does(scene.host, frames.Remove, member=co_host)
+        case "lost, then removed":
+            scene.took(scene.space.lost(co_host, scene.now))
+            scene.took(scene.space.remove(2, 0, scene.now, "out"))
+        case "blocked":
+            scene.town.blocked.add((1, 2))
+            scene.took(scene.space.blocks_changed(1, 2, scene.now))
+        case "expelled":
+            scene.took(scene.space.expel({2}, scene.now))
+    scene.refused(ErrorCode.NOT_OFFERED, friend, frames.Accept)
+    scene.locked_out(ErrorCode.BAD_INVITE, 4, token)
+    assert [i.token for i in scene.image.of(InviteRecord)] == [kept]
+    assert scene.space.view(scene.enters(4, kept)).role is Role.SPEAKER
+
+
+def test_an_offer_of_somebody_who_was_lost_holds() -> None:
+    scene = Scene()
+    friend = scene.enters(3)
+    scene.does(scene.host, frames.Offer, member=friend)
+    scene.took(scene.space.lost(scene.host, scene.now))
+    scene.does(friend, frames.Accept)
+    assert scene.space.view(friend).role is Role.SPEAKER
+
+
+def test_volumes_of_those_who_come_and_go_leave_nothing() -> None:
+    scene = Scene()
+    listener = scene.enters(2)
+    before = state(scene.space._volumes)
+    for number in range(20):
+        guest = scene.enters(f"guest {number}")
+        scene.does(listener, frames.SetVolume, member=guest, percent=50)
+        scene.does(guest, frames.SetVolume, member=listener, percent=50)
+        scene.does(listener, frames.SetVolume, member=guest, percent=100)
+        scene.does(guest, frames.Leave)
+    assert state(scene.space._volumes) == before
+
+
+def test_guests_are_out_and_may_come_again() -> None:
+    scene = Scene()
+    scene.enters(2)
+    first, second = scene.enters("first"), scene.enters("second")
+    effects = scene.took(scene.space.guests_out("no guests any more", scene.now))
+    assert told(effects, frames.Removed) == [first, second]
+    assert [e for e in effects if isinstance(e, Left)] == [Left(first), Left(second)]
+    assert saved(effects) == []
+    assert scene.took(scene.space.guests_out("no guests any more", scene.now)) == []
+    scene.enters("first")
+
+
+def test_of_the_host_and_the_co_host_who_are_expelled_together_neither_goes_on() -> None:
+    scene = Scene()
+    scene.co_host(2)
+    heir = scene.co_host(3)
+    scene.took(scene.space.expel({1, 2}, scene.now))
+    assert scene.space.view(heir).role is Role.HOST
+    assert scene.space.record.host == 3
+    assert SpaceEnded("the host is gone") in scene.took(scene.space.expel({3}, scene.now))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_co_host_who_is_removed_while_the_host_is_lost_inherits_nothing(restarted: bool) -> None:
+    scene = Scene()
+    co_host, other = scene.co_host(2), scene.co_host(3)
+    scene.took(scene.space.lost(scene.host, scene.now))
+    scene.took(scene.space.remove(2, 0, scene.now, "out"))
+    if restarted:
+        scene.space = scene.restored()
+        other = scene.enters(3)
+    else:
+        assert scene.space.member_of(2) is None
+    scene.locked_out(ErrorCode.REMOVED, 2, device=1)
+    scene.after(scene.rules.grace_s)
+    assert co_host != other
+    assert scene.space.view(other).role is Role.HOST

@@ -519,7 +519,8 @@ def test_quantities(name: str, value: int, shown: str) -> None:
         f"{node.Limits().max_sessions:,} sessions, {RULES.space.max_members:,} members in a space, "
         f"{RULES.max_spaces:,} live spaces, {RULES.space.stage_size} on a stage",
         f"{space.MAX_HANDS} raised hands and {invites.MAX_INVITES} invites a space",
-        f"{people.MAX_WAITING:,} on the waiting list, {desk.MAX_OPEN:,} open reports, "
+        f"{people.MAX_WAITING:,} on the waiting list, {programme.MAX_ALL_SCHEDULED:,} scheduled "
+        f"spaces, {desk.MAX_OPEN:,} open reports and {desk.MAX_OPEN_EACH} of one reporter, "
         f"{posts.MAX_UPLOADS_BYTES:,} bytes of voice notes",
         f"{node.Limits().bitrate // 1_000} kbit/s unless",
         f"nothing (section 6.3) for {ms(connection.IDLE_TIMEOUT_NS)}",

@@ -17,6 +17,7 @@ from spaces_server.policy.space import Space, SpaceRules
 from spaces_server.records import (
     KEYS,
     AccountRecord,
+    DeviceRecord,
     InviteRecord,
     Put,
     Record,
@@ -65,6 +66,9 @@ class Town:
             invited_by=0,
             since_s=0,
         )
+
+    def devices_of(self, account: int) -> list[DeviceRecord]:
+        return []
 
     def find(self, handle: str) -> AccountRecord:
         if not handle.removeprefix("p").isdigit():
