@@ -137,7 +137,7 @@ def crowd_command(
 MODERATION = moderation(
     "spaces moderate",
     with_session,
-    help="What the owner and the moderators of a server do.",
+    about="What the owner and the moderators of a server do.",
     evidence_too=True,
 )
 TOPICS: dict[str, tuple[click.Command, ...]] = {

@@ -37,13 +37,13 @@ def moderation(
     program: str,
     with_session: Decorator,
     *,
-    help: str,  # noqa: A002
+    about: str,
     evidence_too: bool,
 ) -> click.Group:
     """program: how the group is called, e.g. `spaces moderate`.  with_session: makes a command of
     a coroutine function, and gives it a session with the right to do these things.  evidence_too:
     its key can be one to which evidence is sealed; the operator's is none."""
-    group = click.Group(program.split()[-1], help=help)
+    group = click.Group(program.split()[-1], help=about)
     for work, example in (*_COMMANDS, *[_EVIDENCE] * evidence_too):
         name = work.__name__.strip("_").replace("_", "-")
         epilog = f"\b\n{program} {name} {example}"

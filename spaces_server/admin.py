@@ -65,6 +65,6 @@ def _as_operator(work: Work) -> Command:
 admin = moderation(
     "spaces-server admin",
     _as_operator,
-    help="Administer the running server: accounts, access, moderators, bans, reports, spaces.",
+    about="Administer the running server: accounts, access, moderators, bans, reports, spaces.",
     evidence_too=False,
 )

@@ -956,9 +956,9 @@ def fork_servers() -> None:
 
 if __name__ == "__main__":
     # With what is imported only when it is needed.
-    import psycopg  # noqa: F401
+    import psycopg  # noqa: F401 - for the servers that are forked from here
 
-    import spaces_server.server  # noqa: F401
+    import spaces_server.server  # noqa: F401 - the same
     from spaces_server.cli import main
 
     fork_servers()

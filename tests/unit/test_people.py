@@ -16,6 +16,7 @@ from protocol import frames
 from protocol.frames import Access, ErrorCode
 from protocol.roles import ServerAction, ServerRole, server_allowed
 from spaces_server.policy import people as module
+from spaces_server.policy.accounts import MAX_NOTICES, OPERATOR
 from spaces_server.policy.effects import (
     Answer,
     Asker,
@@ -35,8 +36,6 @@ from spaces_server.policy.people import (
     MAX_BLOCKS,
     MAX_DEVICES,
     MAX_FOLLOWS,
-    MAX_NOTICES,
-    OPERATOR,
     PEOPLE_PAGE,
     People,
 )

@@ -62,6 +62,7 @@ from spaces_client import client as client_module
 from spaces_server import endpoint, node, recorder
 from spaces_server.endpoint import Endpoint
 from spaces_server.policy import (
+    accounts,
     desk,
     feed,
     gathering,
@@ -476,7 +477,7 @@ def test_quantities(name: str, value: int, shown: str) -> None:
         f"and at most {gathering.MAX_EMOJI_BYTES} bytes",
         f"at most {space.ROSTER_PAGE} members or people, {people.ACCOUNTS_PAGE} accounts and "
         f"{invites.MAX_INVITES} invites",
-        f"At most {people.MAX_NOTICES} are kept for an account",
+        f"At most {accounts.MAX_NOTICES} are kept for an account",
         f"more than {text.MAX_MARKS} combining marks",
         f"lines of chat of more than {frames.MAX_CHAT_BYTES} bytes",
         f"{ms(feed.GATHER_NS)} at most (and a tick; where a space has more than "
