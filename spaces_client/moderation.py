@@ -224,7 +224,7 @@ async def spaces(session: Session, limit: int, as_json: bool) -> None:
 
 @click.argument("space", type=SpaceIdType(), metavar="ID")
 @click.option("--reason", type=reason_type, help="Everyone in it is told.")
-async def close_space(session: Session, space: str, reason: str | None) -> None:
+async def close(session: Session, space: str, reason: str | None) -> None:
     """End a space."""
     await session.close_space(space, reason or "")
     click.echo("the space is over")
@@ -244,5 +244,5 @@ _COMMANDS: tuple[tuple[Work, str], ...] = (
     (reports, "--closed"),
     (act, "3 warn --note 'be kind'"),
     (spaces, ""),
-    (close_space, "kX3vQm2pT9aB --reason 'against the rules'"),
+    (close, "kX3vQm2pT9aB --reason 'against the rules'"),
 )

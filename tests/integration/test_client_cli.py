@@ -444,7 +444,7 @@ def test_moderating_a_limited_server(voice: Path, tmp_path: Path) -> None:
         assert len(bob.json("moderate", "accounts", "--moderators")) == 2
         ada("moderate", "dismiss", bob.handle)
         (space,) = bob.json("schedule", "Tea", "--in", "1h")
-        ada("moderate", "close-space", "--", space["id"])
+        ada("moderate", "close", "--", space["id"])
         assert "this space has ended" in bob.refused("remind", "--", space["id"])
         assert command.end(signal.SIGTERM) == 0
 

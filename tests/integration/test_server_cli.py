@@ -336,7 +336,7 @@ def test_all_commands_of_administration_on_the_running_server(
         assert "banned" in line
         assert admin("unban", "dan") == ["@dan is not banned any more"]
         reason = ("--reason", "against the rules")
-        assert admin("close-space", ada.link.space, *reason) == ["the space is over"]
+        assert admin("close", ada.link.space, *reason) == ["the space is over"]
         assert "against the rules" in people(happens(ben, Ended)).text
         assert admin("spaces") == ["no space is live"]
         (line,) = admin("ban", "nobody")
