@@ -1,7 +1,9 @@
 """What the owner and the moderators of a server do, as a group of commands: for a person with that
 role (`spaces moderate`), and for whoever has the server's operator key (`spaces-server admin`)."""
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,8 +49,19 @@ def moderation(
     for work, example in (*_COMMANDS, *[_EVIDENCE] * evidence_too):
         name = work.__name__.strip("_").replace("_", "-")
         epilog = f"\b\n{program} {name} {example}"
-        group.add_command(click.command(name, epilog=epilog)(with_session(work)))
+        group.add_command(click.command(name, epilog=epilog)(with_session(_own(work))))
     return group
+
+
+def _own(work: Work) -> Work:
+    """The same, with a list of parameters of its own: each group adds others to it."""
+
+    @functools.wraps(work)
+    async def own(*arguments: Any, **options: Any) -> None:
+        await work(*arguments, **options)
+
+    own.__dict__["__click_params__"] = list(getattr(work, "__click_params__", ()))
+    return own
 
 
 # -- access -------------------------------------------------------------------------------------

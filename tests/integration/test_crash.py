@@ -95,6 +95,10 @@ class Room:
         self.drop(who)
         self.stage.append(place._replace(role=role, held=place.held and role is not Role.HOST))
 
+    def withdraw(self, who: int) -> None:
+        """Whoever is out for good has invited nobody any more."""
+        self.invites = {invite for invite in self.invites if invite.issuer != who}
+
     @property
     def co_hosts(self) -> int:
         return sum(place.role is Role.CO_HOST for place in self.stage)
@@ -450,8 +454,14 @@ class Troupe:
         self.here.discard(who)
         self.hands.discard(who)
 
+    def spend(self, who: int, by: int) -> None:
+        """No invite that there is grants anything to whom somebody else has taken down."""
+        if self.room is not None and who != by:
+            self._used |= {(invite.number, who) for invite in self.room.invites}
+
     def throw_out(self, room: Room, who: int) -> None:
         room.removed.add(who)
+        room.withdraw(who)
         self.go(who)
         self.vacate(who)
 
@@ -465,6 +475,8 @@ class Troupe:
 
     def shut_out(self, who: int) -> None:
         self.now.banned.add(who)
+        if self.room is not None:
+            self.room.withdraw(who)
         self.go(who)
         self.vacate(who)
 
@@ -521,6 +533,7 @@ def take_down(t: Troupe, actor: int) -> Request | None:
         return None
     assert t.room is not None
     t.step_down(t.room, who)
+    t.spend(who, actor)
     member = t.member(who)
     return lambda live: live.take_down(member)
 
@@ -540,6 +553,7 @@ def dismiss(t: Troupe, actor: int) -> Request | None:
         return None
     assert t.room is not None
     t.room.appoint(who, Role.SPEAKER)
+    t.spend(who, actor)
     member = t.member(who)
     return lambda live: live.dismiss(member)
 
