@@ -92,6 +92,8 @@ class Evening:
     def something_happens(self) -> None:
         """A few requests at random, sensible or not."""
         for _ in range(6):
+            if len(self.inside) < 2:  # the others were removed or banned, or have blocked them
+                break
             actor, other = self.rng.sample(self.inside, 2)
             deed = self.rng.choice([self.on_stage, self.on_stage, self.for_oneself, self.grave])
             deed(actor, other)
