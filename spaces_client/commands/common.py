@@ -167,6 +167,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         loop = asyncio.get_running_loop()
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            # Windows has no SIGHUP, and no handlers for the others.
             with contextlib.suppress(NotImplementedError, AttributeError):
                 loop.add_signal_handler(getattr(signal, name), task.cancel)
         await task

@@ -16,7 +16,7 @@ from msgspec import UNSET
 from protocol import frames
 from protocol.frames import ErrorCode, Member, Settings, Snapshot, SpaceState, Visibility
 from protocol.roles import Role
-from protocol.text import TextError, clean
+from spaces_server.policy.asking import clean_text
 from spaces_server.policy.effects import (
     Answer,
     Asker,
@@ -139,14 +139,6 @@ class Person:
             held=self.place is not None and self.place.held,
             hand=self.hand,
         )
-
-
-def cleaned(text: str, max_chars: int, *, lines: bool = False) -> str:
-    """Raises RefusedError for what must not be shown."""
-    try:
-        return clean(text, max_chars, lines=lines)
-    except TextError as error:
-        raise RefusedError(ErrorCode.BAD_TEXT, str(error)) from error
 
 
 class Gathering:
@@ -278,7 +270,7 @@ class Gathering:
         if account and self._relations.has_blocked(host, account):
             raise RefusedError(ErrorCode.BLOCKED, "the host of this space has blocked you")
         if not account:
-            cleaned(request.name, frames.MAX_NAME_CHARS)
+            clean_text(request.name, frames.MAX_NAME_CHARS)
         place = self._stage.places.get(account)
         here = who in self._by_who
         invite = None
@@ -334,7 +326,7 @@ class Gathering:
             person = Person(self._last_id, who, account.id, name, handle, asker.host)
         else:
             assert request is not None, "a guest opens no space"
-            name = cleaned(request.name, frames.MAX_NAME_CHARS)
+            name = clean_text(request.name, frames.MAX_NAME_CHARS)
             person = Person(self._last_id, who, 0, name, host=asker.host)
         self._members[person.id] = person
         self._ids.append(person.id)

@@ -15,9 +15,10 @@ from msgspec.structs import replace
 from protocol import frames
 from protocol.frames import ERROR_TEXTS, MAX_NAME_CHARS, Access, ErrorCode, KeptNotice
 from protocol.roles import ServerAction, ServerRole
-from protocol.text import TextError, clean, skeleton
+from protocol.text import TextError, skeleton
 from protocol.text import handle as as_handle
 from spaces_server.policy.accounts import OPERATOR, Accounts, banned_text
+from spaces_server.policy.asking import clean_text
 from spaces_server.policy.effects import (
     Answer,
     Asker,
@@ -122,7 +123,7 @@ class People(Accounts):
         """What concerns one's own account and has an answer of its own."""
         match request:
             case frames.Rename(name=name):
-                renamed = replace(account, name=_clean(name, MAX_NAME_CHARS))
+                renamed = replace(account, name=clean_text(name, MAX_NAME_CHARS))
                 effects: list[Effect] = []
                 if renamed != account:
                     effects = [self._save(renamed), Renamed(account.id)]
@@ -225,7 +226,7 @@ class People(Accounts):
             id=self._ids[-1] + 1 if self._ids else 1,
             handle=name,
             skeleton=looks,
-            name=_clean(request.name, MAX_NAME_CHARS),
+            name=clean_text(request.name, MAX_NAME_CHARS),
             role=ServerRole.PERSON.value,
             access=self._access is Access.OPEN,
             invited_by=0,
@@ -278,7 +279,7 @@ class People(Accounts):
             key=asker.key,
             account=account,
             number=self._last_device[account] + 1,
-            label=_clean(request.label, frames.MAX_LABEL_CHARS),
+            label=clean_text(request.label, frames.MAX_LABEL_CHARS),
             added_s=now.utc_s,
         )
         del self._device_codes[request.code]
@@ -541,19 +542,9 @@ def _page(ids: Iterable[int], after: int, size: int) -> tuple[list[int], int]:
     return (page[:size], page[size - 1]) if len(page) > size else (page, 0)
 
 
-def _clean(text: str, max_chars: int) -> str:
-    try:
-        return clean(text, max_chars)
-    except TextError as error:
-        raise RefusedError(ErrorCode.BAD_TEXT, str(error)) from error
-
-
 def _clean_note(text: str) -> str:
     """Of several lines, or none."""
-    try:
-        return clean(text, frames.MAX_REPORT_CHARS, lines=True) if text.strip() else ""
-    except TextError as error:
-        raise RefusedError(ErrorCode.BAD_TEXT, str(error)) from error
+    return clean_text(text, frames.MAX_REPORT_CHARS, lines=True) if text.strip() else ""
 
 
 def _access_granted(by: str) -> Callable[[int], KeptNotice]:

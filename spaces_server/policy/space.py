@@ -13,6 +13,7 @@ from msgspec import UNSET
 from protocol import frames
 from protocol.frames import ErrorCode, Settings, WhoSpeaks
 from protocol.roles import Action, Role, allowed
+from spaces_server.policy.asking import clean_text
 from spaces_server.policy.effects import (
     Answer,
     Asker,
@@ -24,7 +25,7 @@ from spaces_server.policy.effects import (
     Tell,
     Who,
 )
-from spaces_server.policy.gathering import NOBODY, Gathering, Person, cleaned
+from spaces_server.policy.gathering import NOBODY, Gathering, Person
 from spaces_server.policy.gathering import Relations as Relations
 from spaces_server.policy.gathering import SpaceRules as SpaceRules
 from spaces_server.records import Put
@@ -289,7 +290,7 @@ class Space(Gathering):
     def _configure(self, request: frames.Configure) -> None:
         title = self.record.title
         if isinstance(request.title, str):
-            title = cleaned(request.title, frames.MAX_TITLE_CHARS)
+            title = clean_text(request.title, frames.MAX_TITLE_CHARS)
         given = {name: getattr(request, name) for name in Settings.__struct_fields__}
         changes = {name: value for name, value in given.items() if value is not UNSET}
         settings = msgspec.structs.replace(self.settings, **changes)
@@ -307,7 +308,7 @@ class Space(Gathering):
     def _say(self, me: Person, text: str, request_id: int, now: Moment) -> frames.Said:
         if not self.settings.chat:
             raise RefusedError(ErrorCode.CHAT_OFF)
-        text = cleaned(text, frames.MAX_CHAT_CHARS)
+        text = clean_text(text, frames.MAX_CHAT_CHARS)
         if len(text.encode()) > frames.MAX_CHAT_BYTES:
             raise RefusedError(ErrorCode.BAD_TEXT, "this line is too long; say it in two")
         if me.role not in (Role.HOST, Role.CO_HOST):
@@ -378,7 +379,7 @@ class Space(Gathering):
         self._check_grant(me, request.role)
         text = request.text
         if text:
-            text = cleaned(text, frames.MAX_MESSAGE_CHARS, lines=True)
+            text = clean_text(text, frames.MAX_MESSAGE_CHARS, lines=True)
         person = self._relations.find(request.person).id
         if person == me.account:
             raise RefusedError(ErrorCode.ONESELF)

@@ -549,7 +549,7 @@ class Evening:
         again = restore(record, self.image, self.town, self.rules, self.now)
         for who in self.model.stage.keys() | self.model.removed:
             asker, request = self.town.asker(who), frames.Join(id=ID, space="room")
-            _, code = refusal(lambda: again.enter(asker, request, self.now))  # noqa: B023 - at once
+            _, code = refusal(lambda: again.enter(asker, request, self.now))  # noqa: B023 - called at once, not later
             assert code == (ErrorCode.REMOVED if who in self.model.removed else None)
             if code is not None:
                 continue
