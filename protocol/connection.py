@@ -16,9 +16,8 @@ window, *then* the address.  A newer packet from another address moves the sessi
 came from it: whoever repeats a stolen packet under somebody else's address floods nobody.
 """
 
-import math
 import struct
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -50,6 +49,7 @@ MAX_QUEUED_PONGS = 4
 
 _CHUNK = struct.Struct(">BH")
 _PONG = struct.Struct(f">{TOKEN_BYTES}sI")
+_PONG_CHUNK = struct.Struct(f">BH{TOKEN_BYTES}sI")
 _CODE = struct.Struct(">H")
 
 
@@ -84,7 +84,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """The plaintext of an AUDIO or FEED datagram.  counter: the stream's sequence number."""
+    """The plaintext of an AUDIO, CROWD or FEED datagram.  counter: the stream's sequence number."""
 
     kind: int
     counter: int
@@ -123,12 +123,46 @@ class State(Enum):
     CLOSED = "closed"
 
 
+def no_news() -> int:
+    """The status of an end that has no feed."""
+    return 0
+
+
 class Connection:
     """An established session.
 
     Mutate (`receive`, `send`, `ping`, `close`), then drain (`transmit`), then look at
     `deadline_ns` for when to drain again if nothing happens.
     """
+
+    # As in the reliable channel: ten thousand of these wait in a server.
+    __slots__ = (
+        "_asked_ns",
+        "_channel",
+        "_close_body",
+        "_close_next_ns",
+        "_closed_by_peer",
+        "_closes_left",
+        "_control_opener",
+        "_control_sealer",
+        "_drained_ns",
+        "_entropy",
+        "_heard_ns",
+        "_keep_alive",
+        "_ping_due",
+        "_ping_pad_bytes",
+        "_ping_repeated",
+        "_ping_token",
+        "_pinged_ns",
+        "_pongs",
+        "address",
+        "credit_bytes",
+        "dropped",
+        "media_opener",
+        "media_sealer",
+        "state",
+        "status",
+    )
 
     def __init__(
         self,
@@ -139,7 +173,7 @@ class Connection:
         now_ns: int,
         entropy: Callable[[int], bytes],
         keep_alive: bool,
-        status: Callable[[], int] = lambda: 0,
+        status: Callable[[], int] = no_news,
     ) -> None:
         """keep_alive: whether this end pings (the client does); status: goes into every PONG."""
         self.address = address
@@ -161,7 +195,7 @@ class Connection:
         self._ping_repeated = False
         self._ping_due = False
         self._ping_pad_bytes = 0
-        self._pongs: deque[bytes] = deque(maxlen=MAX_QUEUED_PONGS)
+        self._pongs: tuple[bytes, ...] = ()  # the tokens of pings not answered yet
         self._close_body = b""
         self._closed_by_peer = False
         self._closes_left = 0
@@ -180,7 +214,7 @@ class Connection:
             return None
         if kind == Kind.CONTROL:
             opener = self._control_opener
-        elif kind in (Kind.AUDIO, Kind.FEED):
+        elif kind in (Kind.AUDIO, Kind.CROWD, Kind.FEED):
             opener = self.media_opener
         else:
             self.dropped["unknown kind"] += 1
@@ -239,7 +273,7 @@ class Connection:
             elif kind == Chunk.PING:
                 if length != TOKEN_BYTES:
                     raise ChannelError("a PING without its token")
-                self._pongs.append(body)
+                self._pongs = (*self._pongs, body)[-MAX_QUEUED_PONGS:]
             elif kind == Chunk.PONG:
                 token, status = _PONG.unpack(body)
                 if token == self._ping_token:
@@ -273,7 +307,7 @@ class Connection:
         self._channel.observe_rtt(rtt_ns)
 
     def send_media(self, kind: int, plaintext: bytes) -> bytes:
-        """-> a sealed AUDIO or FEED datagram, for `address`."""
+        """-> a sealed datagram of AUDIO, CROWD or FEED, for `address`."""
         return self.media_sealer.seal(kind, plaintext)
 
     def can_send(self, size_bytes: int) -> bool:
@@ -330,17 +364,18 @@ class Connection:
             return self._lost(CloseCode.TIMEOUT, "nothing was heard for 30 s", now_ns)
         if self._channel.failed:
             return self._lost(CloseCode.UNREACHABLE, "messages are not acknowledged", now_ns)
-        if now_ns >= self._ping_again_ns:
+        ping_ns = self._ping_again_ns
+        if ping_ns is not None and now_ns >= ping_ns:
             self.ping(now_ns, pad_bytes=KEEPALIVE_BYTES if self._keep_alive else 0)
         return []
 
     @property
-    def _ping_again_ns(self) -> int | float:
+    def _ping_again_ns(self) -> int | None:
         """When the next ping is due: soon if an address is to be proven, else to keep alive."""
         if self.credit_bytes is not None and self.credit_bytes >= CHALLENGE_BYTES:
             return self._pinged_ns + CHALLENGE_REPEAT_NS
         if not self._keep_alive:
-            return math.inf
+            return None
         return self._pinged_ns + (KEEPALIVE_REPEAT_NS if self._ping_token else KEEPALIVE_NS)
 
     def _lost(self, code: CloseCode, text: str, now_ns: int) -> list[Event]:
@@ -354,7 +389,8 @@ class Connection:
             if self._closes_left and now_ns >= self._close_next_ns:
                 self._closes_left -= 1
                 self._close_next_ns = now_ns + CLOSE_REPEAT_NS
-                close = self._control([(Chunk.CLOSE, self._close_body)])
+                plaintext = _chunk(Chunk.CLOSE, self._close_body)
+                close = self._control_sealer.seal(Kind.CONTROL, plaintext)
                 if self.spend(len(close)):
                     datagrams.append(close)
             if self.state is State.CLOSING and not self._closes_left:
@@ -364,10 +400,10 @@ class Connection:
             room = MAX_PLAINTEXT_BYTES
             if self.credit_bytes is not None:
                 room = min(room, self.credit_bytes - HEADER_BYTES - TAG_BYTES)
-            chunks = self._gather(now_ns, room)
-            if not chunks:
+            plaintext = self._gather(now_ns, room)
+            if not plaintext:
                 break
-            datagram = self._control(chunks)
+            datagram = self._control_sealer.seal(Kind.CONTROL, plaintext)
             self.spend(len(datagram))
             datagrams.append(datagram)
         return datagrams
@@ -375,39 +411,31 @@ class Connection:
     def _has_output(self, now_ns: int) -> bool:
         return self._ping_due or bool(self._pongs) or self._channel.has_output(now_ns)
 
-    def _gather(self, now_ns: int, room: int) -> list[tuple[int, bytes]]:
+    def _gather(self, now_ns: int, room: int) -> bytes:
         """Fills one datagram: pings and pongs, the acknowledgement, then as much data as fits."""
-        chunks: list[tuple[int, bytes]] = []
-
-        def fits(size: int) -> bool:
-            return room >= _CHUNK.size + size
-
-        def add(kind: int, body: bytes) -> None:
-            nonlocal room
-            chunks.append((kind, body))
-            room -= _CHUNK.size + len(body)
-
-        whole = room
-        pings = self._ping_due and fits(TOKEN_BYTES)
+        plaintext = b""
+        pings = self._ping_due and room >= _CHUNK.size + TOKEN_BYTES
         if pings:
             self._ping_due = False
-            add(Chunk.PING, self._ping_token)
-        while self._pongs and fits(_PONG.size):
-            add(Chunk.PONG, _PONG.pack(self._pongs.popleft(), self.status() & 0xFFFFFFFF))
-        if whole == MAX_PLAINTEXT_BYTES:  # not while an address that is to be proven holds it up
-            ack = self._channel.poll_ack(now_ns)
-            if ack is not None:
-                add(Chunk.ACK, ack)
-            while (body := self._channel.poll_data(now_ns, room - _CHUNK.size)) is not None:
-                add(Chunk.DATA, body)
-        missing = self._ping_pad_bytes - HEADER_BYTES - TAG_BYTES - (whole - room) - _CHUNK.size
-        if pings and 0 < missing <= room - _CHUNK.size:
-            add(Chunk.PAD, bytes(missing))
-        return chunks
-
-    def _control(self, chunks: list[tuple[int, bytes]]) -> bytes:
-        plaintext = b"".join(_CHUNK.pack(kind, len(body)) + body for kind, body in chunks)
-        return self._control_sealer.seal(Kind.CONTROL, plaintext)
+            plaintext = _chunk(Chunk.PING, self._ping_token)
+        while self._pongs and len(plaintext) + _PONG_CHUNK.size <= room:
+            token, *others = self._pongs
+            self._pongs = tuple(others)
+            status = self.status() & 0xFFFFFFFF
+            plaintext += _PONG_CHUNK.pack(Chunk.PONG, _PONG.size, token, status)
+        # Not while an address that is to be proven holds it up.
+        channel = self._channel
+        if room == MAX_PLAINTEXT_BYTES and not channel.idle:
+            if ack := channel.poll_ack(now_ns):
+                plaintext += _chunk(Chunk.ACK, ack)
+            while body := channel.poll_data(now_ns, room - len(plaintext) - _CHUNK.size):
+                plaintext += _chunk(Chunk.DATA, body)
+        if pings:
+            whole = min(room, self._ping_pad_bytes - HEADER_BYTES - TAG_BYTES)
+            padding = whole - len(plaintext) - _CHUNK.size
+            if padding > 0:
+                plaintext += _chunk(Chunk.PAD, bytes(padding))
+        return plaintext
 
     # -- when -------------------------------------------------------------------------------
 
@@ -420,10 +448,16 @@ class Connection:
             return self._close_next_ns
         if self._channel.failed:
             return self._heard_ns  # at once
-        deadline = int(min(self._heard_ns + IDLE_TIMEOUT_NS, self._ping_again_ns))
-        channel_ns = self._channel.deadline_ns()
-        return deadline if channel_ns is None else min(deadline, channel_ns)
+        deadline_ns = self._heard_ns + IDLE_TIMEOUT_NS
+        for due_ns in (self._ping_again_ns, self._channel.deadline_ns()):
+            if due_ns is not None and due_ns < deadline_ns:
+                deadline_ns = due_ns
+        return deadline_ns
 
     def over(self, now_ns: int) -> bool:
         """The session may be forgotten."""
         return self.state is State.CLOSED and now_ns >= self._drained_ns
+
+
+def _chunk(kind: int, body: bytes) -> bytes:
+    return _CHUNK.pack(kind, len(body)) + body

@@ -5,11 +5,12 @@ The Noise Protocol Framework, revision 34 (https://noiseprotocol.org/noise.html)
 server's key beforehand (it is in the link) and sends its own, encrypted, in its first message.
 
 All keys are raw, 32 bytes. X25519 and AES-GCM come from `cryptography`; only the order in which
-they are called is written here.
+they are called is written here. A responder's IK costs five multiplications on the curve (its
+ephemeral key, es, ss, ee, se), and a server does that for everyone who comes: nothing beside them
+is computed twice, and no key is loaded twice.
 """
 
 import hashlib
-import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,8 @@ from typing import Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from protocol.hkdf import extract_and_expand
 
 KEY_BYTES = 32
 TAG_BYTES = 16
@@ -66,20 +69,27 @@ IK = Pattern(
 )
 
 
+class KeyPair:
+    """An X25519 private key, loaded, and its public key. ValueError if it has not 32 bytes.
+
+    To load it is a multiplication too: a server does so once, not for each handshake.
+    """
+
+    __slots__ = ("_private", "public")
+
+    def __init__(self, private: bytes) -> None:
+        self._private = X25519PrivateKey.from_private_bytes(private)
+        self.public: bytes = self._private.public_key().public_bytes_raw()
+
+    def exchange(self, remote: X25519PublicKey) -> bytes:
+        """The secret (32 bytes) shared with the owner of a public key. ValueError if that is of
+        low order: the secret would be zero, whoever owns it."""
+        return self._private.exchange(remote)
+
+
 def public_key(private: bytes) -> bytes:
     """The X25519 public key (32 bytes) of a private one. ValueError if that has another length."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
-
-
-def hkdf_sha256(chaining_key: bytes, ikm: bytes, n: int) -> tuple[bytes, ...]:
-    """`n` outputs of 32 bytes: HKDF (RFC 5869) as Noise uses it, salt first (section 4.3)."""
-    secret = hmac.digest(chaining_key, ikm, "sha256")
-    outputs: list[bytes] = []
-    previous = b""
-    for i in range(1, n + 1):
-        previous = hmac.digest(secret, previous + bytes([i]), "sha256")
-        outputs.append(previous)
-    return tuple(outputs)
+    return KeyPair(private).public
 
 
 class CipherState:
@@ -87,29 +97,34 @@ class CipherState:
 
     __slots__ = ("_aead", "_cipher", "_n", "key")
 
-    def __init__(self, cipher: Cipher, key: bytes | None = None) -> None:
-        self.key = key or b""
+    def __init__(self, cipher: Cipher, key: bytes = b"") -> None:
+        self.key = key
         self._cipher = cipher
-        self._aead = None if key is None else cipher.aead(key)
+        self._aead: Aead | None = None  # made at first use: not every key is used
         self._n = 0
 
     def encrypt(self, ad: bytes, plaintext: bytes) -> bytes:
-        if self._aead is None:
+        if not self.key:
             return plaintext
-        ciphertext = self._aead.encrypt(self._nonce(), plaintext, ad)
+        ciphertext = self._keyed().encrypt(self._nonce(), plaintext, ad)
         self._n += 1
         return ciphertext
 
     def decrypt(self, ad: bytes, ciphertext: bytes) -> bytes:
         """NoiseError if the text is not authentic; the counter then stays where it is."""
-        if self._aead is None:
+        if not self.key:
             return ciphertext
         try:
-            plaintext = self._aead.decrypt(self._nonce(), ciphertext, ad)
+            plaintext = self._keyed().decrypt(self._nonce(), ciphertext, ad)
         except InvalidTag as error:
             raise NoiseError("not authentic") from error
         self._n += 1
         return plaintext
+
+    def _keyed(self) -> Aead:
+        if self._aead is None:
+            self._aead = self._cipher.aead(self.key)
+        return self._aead
 
     def _nonce(self) -> bytes:
         if self._n > MAX_NONCE:
@@ -134,17 +149,17 @@ class _SymmetricState:
     @property
     def tag_bytes(self) -> int:
         """What encryption adds to a text now: nothing before the first key."""
-        return 0 if self._state.key is None else TAG_BYTES
+        return TAG_BYTES if self._state.key else 0
 
     def mix_hash(self, data: bytes) -> None:
         self.hash = hashlib.sha256(self.hash + data).digest()
 
     def mix_key(self, ikm: bytes) -> None:
-        self._chaining_key, key = hkdf_sha256(self._chaining_key, ikm, 2)
+        self._chaining_key, key = extract_and_expand(self._chaining_key, ikm, 2)
         self._state = CipherState(self._cipher, key)
 
     def mix_key_and_hash(self, ikm: bytes) -> None:
-        self._chaining_key, digest, key = hkdf_sha256(self._chaining_key, ikm, 3)
+        self._chaining_key, digest, key = extract_and_expand(self._chaining_key, ikm, 3)
         self.mix_hash(digest)
         self._state = CipherState(self._cipher, key)
 
@@ -159,16 +174,17 @@ class _SymmetricState:
         return plaintext
 
     def split(self) -> tuple[CipherState, CipherState]:
-        first, second = hkdf_sha256(self._chaining_key, b"", 2)
+        first, second = extract_and_expand(self._chaining_key, b"", 2)
         return CipherState(self._cipher, first), CipherState(self._cipher, second)
 
 
 class Handshake:
     """One side of a handshake: `write` and `read` in turn, until `complete`, then `split`.
 
-    `entropy(32)` gives the ephemeral private key. `static` is our private key, `remote_static`
-    the peer's public one: each is needed exactly where the pattern says so, as is one of `psks`
-    (32 bytes) for each psk token, in order. ValueError if these do not fit the pattern.
+    `entropy(32)` gives the ephemeral private key. `static` is our private key (a `KeyPair` if it
+    is used more than once), `remote_static` the peer's public one: each is needed exactly where
+    the pattern says so, as is one of `psks` (32 bytes) for each psk token, in order. ValueError if
+    these do not fit the pattern.
 
     NoiseError on anything wrong in a message or its turn: the handshake is then dead, and a new
     one has to be begun.
@@ -180,7 +196,7 @@ class Handshake:
         initiator: bool,
         prologue: bytes,
         entropy: Callable[[int], bytes],
-        static: bytes | None,
+        static: KeyPair | bytes | None,
         remote_static: bytes | None = None,
         pattern: Pattern = IK,
         cipher: Cipher = AESGCM_CIPHER,
@@ -204,11 +220,11 @@ class Handshake:
         self._dead = False
         self._psks = iter(psks)
         self._psk_mode = psk_count > 0
-        # Key pairs by the letter that stands for them in the tokens.
-        self._local: dict[str, X25519PrivateKey] = {}
+        # Keys by the letter that stands for them in the tokens.
+        self._local: dict[str, KeyPair] = {}
         self._remote: dict[str, X25519PublicKey] = {}
         if static is not None:
-            self._local["s"] = X25519PrivateKey.from_private_bytes(static)
+            self._local["s"] = KeyPair(static) if isinstance(static, bytes) else static
         if remote_static is not None:
             self._remote["s"] = X25519PublicKey.from_public_bytes(remote_static)
 
@@ -218,8 +234,8 @@ class Handshake:
         self._symmetric.mix_hash(prologue)
         for side, tokens in enumerate(pattern.pre_messages):
             for token in tokens:
-                key = self._local[token].public_key() if side == ours else self._remote[token]
-                self._symmetric.mix_hash(key.public_bytes_raw())
+                key = self._local[token].public if side == ours else self.remote_static
+                self._symmetric.mix_hash(key)
 
     @property
     def complete(self) -> bool:
@@ -243,13 +259,11 @@ class Handshake:
         message = b""
         for token in tokens:
             if token == "e":
-                self._local["e"] = X25519PrivateKey.from_private_bytes(self._entropy(KEY_BYTES))
-                ephemeral = self._local["e"].public_key().public_bytes_raw()
-                self._mix_ephemeral(ephemeral)
-                message += ephemeral
+                self._local["e"] = KeyPair(self._entropy(KEY_BYTES))
+                self._mix_ephemeral(self._local["e"].public)
+                message += self._local["e"].public
             elif token == "s":
-                static = self._local["s"].public_key().public_bytes_raw()
-                message += self._symmetric.encrypt(static)
+                message += self._symmetric.encrypt(self._local["s"].public)
             else:
                 self._mix_secret(token)
         message += self._symmetric.encrypt(payload)

@@ -301,6 +301,11 @@ class Encoder:
         self._set(_opuslib.SET_INBAND_FEC_REQUEST, fec)
 
     @property
+    def lookahead_samples(self) -> int:
+        """How far what a packet decodes to lags behind what was encoded into it."""
+        return self._get(_opuslib.GET_LOOKAHEAD_REQUEST)
+
+    @property
     def expected_loss_percent(self) -> int:
         """0 to 100; the more, the more bits go into FEC."""
         return self._get(_opuslib.GET_PACKET_LOSS_PERC_REQUEST)

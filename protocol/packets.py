@@ -20,7 +20,7 @@ other datagram is sealed:
     +------+---------+----------+--------------+
     | 0x04 | version | code u16 | client index |
     +------+---------+----------+--------------+
-    sealed   both ways (CONTROL 0x10, AUDIO 0x11, FEED 0x12)
+    sealed   both ways (CONTROL 0x10, AUDIO 0x11, FEED 0x12, CROWD 0x13)
     +------+---------------+------------------------+---------------------------+-----------+
     | kind | counter, u56  | receiver's index, u32  | ciphertext                | tag, 16 B |
     +------+---------------+------------------------+---------------------------+-----------+
@@ -30,6 +30,7 @@ No reply before the client's address is proven is longer than the HELLO that ask
 """
 
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from hashlib import sha256
@@ -61,6 +62,7 @@ class Kind(IntEnum):
     CONTROL = 0x10
     AUDIO = 0x11
     FEED = 0x12
+    CROWD = 0x13
 
 
 class Refusal(IntEnum):
@@ -268,3 +270,54 @@ class DownlinkAudio:
             for at in range(_DOWNLINK.size, end, _AUDIBLE.size)
         )
         return cls(timestamp, flags, audible, plaintext[end:])
+
+
+# -- crowd: several packets of a mix in one datagram --------------------------------------------
+
+MAX_CROWD_PACKETS = 3
+_LENGTH = struct.Struct(">H")
+
+
+def gather(packets: Sequence[bytes]) -> list[tuple[Kind, bytes]]:
+    """Plaintexts of AUDIO, oldest first -> (kind, plaintext) of the datagrams that hold them: one
+    in all if they fit.
+
+    CROWD, server to client: one to three times
+
+    +------------+--------------------+
+    | length u16 | plaintext of AUDIO |
+    +------------+--------------------+
+    """
+    datagrams: list[list[bytes]] = []
+    room = 0
+    for packet in packets:
+        size = _LENGTH.size + len(packet)
+        if size > room or len(datagrams[-1]) == MAX_CROWD_PACKETS:
+            datagrams.append([])
+            room = MAX_PLAINTEXT_BYTES
+        datagrams[-1].append(packet)
+        room -= size
+    return [
+        (Kind.AUDIO, held[0])
+        if len(held) == 1
+        else (Kind.CROWD, b"".join(_LENGTH.pack(len(packet)) + packet for packet in held))
+        for held in datagrams
+    ]
+
+
+def crowd_packets(plaintext: bytes) -> Iterator[bytes]:
+    """The plaintexts of AUDIO in one of CROWD, oldest first.  Raises MalformedPacketError at the
+    first that is not as it should be; those before it hold."""
+    at = count = 0
+    while at < len(plaintext) or not count:
+        if count == MAX_CROWD_PACKETS:
+            raise MalformedPacketError("more packets than a datagram may hold")
+        if at + _LENGTH.size > len(plaintext):
+            raise MalformedPacketError("length of a packet cut short")
+        (length,) = _LENGTH.unpack_from(plaintext, at)
+        at += _LENGTH.size
+        if at + length > len(plaintext):
+            raise MalformedPacketError("packet cut short")
+        yield plaintext[at : at + length]
+        at += length
+        count += 1

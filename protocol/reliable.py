@@ -195,7 +195,7 @@ class ReliableChannel:
 
     def has_output(self, now_ns: int) -> bool:
         """Whether a datagram should be built now."""
-        if self.failed:
+        if self.idle or self.failed:
             return False
         return (
             _is_due(self._ack_at_ns, now_ns)
@@ -207,8 +207,9 @@ class ReliableChannel:
         """When to ask `has_output` again if nothing is sent or received before; None if never."""
         if self.failed:
             return None
-        deadlines = [t for t in (self._ack_at_ns, self._retransmit_at_ns) if t is not None]
-        return min(deadlines, default=None)
+        if self._ack_at_ns is None or self._retransmit_at_ns is None:
+            return self._retransmit_at_ns if self._ack_at_ns is None else self._ack_at_ns
+        return min(self._ack_at_ns, self._retransmit_at_ns)
 
     # --- sending ---
 

@@ -64,6 +64,7 @@ KINDS: Final = {
     Kind.CONTROL: ("both ways", "sealed: chunks"),
     Kind.AUDIO: ("both ways", "sealed: a voice (to the server), a mix (from the server)"),
     Kind.FEED: ("server to client", "sealed: updates of the space"),
+    Kind.CROWD: ("server to client", "sealed: up to three packets of a mix"),
 }
 
 REFUSALS: Final = {
@@ -100,6 +101,7 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "COUNTER_LIMIT": "what fits into the counter field",
         "CAPTURE_UNIT_SAMPLES": "unit of `capture` in a mix (2.5 ms)",
         "MAX_AUDIBLE": "speakers listed in one packet of a mix",
+        "MAX_CROWD_PACKETS": "packets of a mix in one CROWD datagram",
     },
     replay: {
         "WINDOW_COUNTERS": "a counter older than the newest by more than this is refused",
@@ -262,8 +264,8 @@ def _type_words(kind: msgspec.inspect.Type) -> str:
             return "u32"
         case msgspec.inspect.IntType(ge=1, le=0xFFFF_FFFF):
             return "u32, not 0"
-        case msgspec.inspect.IntType(ge=0, le=int(high)) if high < 255:
-            return f"u8, 0 to {high}"
+        case msgspec.inspect.IntType(ge=int(low), le=int(high)) if high < 255:
+            return f"u8, {low} to {high}"
         case msgspec.inspect.BytesType(min_length=int(low), max_length=high) if low == high:
             return f"binary, {low} bytes"
         case msgspec.inspect.BytesType(max_length=int(high)):
@@ -451,7 +453,7 @@ def example() -> dict[str, bytes]:
     to_server, to_client = client.split()
     keys = SessionKeys.derive(send=to_server.key, receive=to_client.key)
 
-    join = frames.encode(frames.Join(id=1, space="lobby", name="Ada"))
+    join = frames.encode(frames.Join(id=1, space="lobby", name="Ada", packet_ms=60))
     channel = reliable.ReliableChannel()
     channel.send(join)
     data = channel.poll_data(0, reliable.MAX_DATA_BODY_BYTES)
@@ -461,6 +463,8 @@ def example() -> dict[str, bytes]:
     silence = bytes.fromhex("f8fffe")  # 20 ms of silence, CELT, mono
     voice = UplinkAudio(0xFFFFFE20, AudioFlag.FIRST, silence).pack()
     mix = DownlinkAudio(0x000F4240, AudioFlag.FIRST, (Audible(3, 42, 0x1234),), silence).pack()
+    last = DownlinkAudio(0x000F4600, AudioFlag.LAST, (), silence).pack()
+    [(_, crowd)] = packets.gather([mix, last])
     member = frames.Member(id=7, name="Ada", handle="ada", role=Role.SPEAKER, seat=3)
     updates = [frames.encode_update(u) for u in (
         frames.MemberUpdate(member=member), frames.ListenersUpdate(count=12)
@@ -517,6 +521,8 @@ def example() -> dict[str, bytes]:
         "AUDIO, server to client, counter 0": downlink.seal(Kind.AUDIO, mix),
         "FEED plaintext": feed,
         "FEED, server to client, counter 1": downlink.seal(Kind.FEED, feed),
+        "CROWD plaintext": crowd,
+        "CROWD, server to client, counter 2": downlink.seal(Kind.CROWD, crowd),
         **{f"state hash, entry {name}": msgpack.packb(entry) for name, entry in entries.items()},
         "state hash": state_hash.to_bytes(4),
         **_evidence(public_key(client_static), silence),

@@ -42,6 +42,7 @@ from protocol.packets import (
     Refusal,
     UplinkAudio,
     Welcome,
+    crowd_packets,
     key_id,
     unpack_cookie,
     unpack_header,
@@ -57,8 +58,10 @@ from spaces_client.view import SpaceView
 CONNECT_TIMEOUT_NS = 5_000 * MS
 HELLO_REPEAT_NS = 250 * MS  # doubled once: a lossy path needs several
 MAX_HELLO_REPEAT_NS = 500 * MS
-GAP_NS = 50 * MS  # a talkspurt without a packet for this long: has our address changed?
+PACKET_MS = 60  # of audio that we take in one datagram
+GAP_NS = (PACKET_MS + 30) * MS  # a talkspurt without a packet: has our address changed?
 PROBES = 8
+PROBE_REPEAT_NS = 100 * MS  # doubled with each
 MAX_PROBE_REPEAT_NS = 400 * MS
 ASK_AGAIN_NS = 1_000 * MS  # between two requests for missing updates, or for a fresh snapshot
 MAX_LOOK_DOUBLINGS = 6  # fresh snapshots that do not help are asked for more and more seldom
@@ -207,6 +210,7 @@ class Received:
     packets: int = 0
     first: int = -1
     highest: int = -1
+    malformed: int = 0  # of those that came
 
     def count(self, counter: int) -> None:
         self.first = counter if self.first < 0 else min(self.first, counter)
@@ -454,15 +458,23 @@ class Client:
 
     def _receive_media(self, media: Media, now_ns: int) -> list[ClientEvent]:
         self.received.count(media.counter)
+        events: list[ClientEvent] = []
         try:
             if media.kind == Kind.FEED:
                 batch = frames.decode_feed(media.plaintext)
                 if batch.space != self.view.id or self.trouble is not None:
                     return []  # of a space that was left, or is to be joined again
                 return self._told(batch)
-            audio = DownlinkAudio.unpack(media.plaintext)
+            packets = (
+                [media.plaintext] if media.kind == Kind.AUDIO else crowd_packets(media.plaintext)
+            )
+            for packet in packets:
+                events += self._hear(DownlinkAudio.unpack(packet), now_ns)
         except (MalformedPacketError, FrameError):
-            return []
+            self.received.malformed += 1
+        return events
+
+    def _hear(self, audio: DownlinkAudio, now_ns: int) -> list[ClientEvent]:
         if self.view.me is None:
             return []  # of a space that was left
         first, last = bool(audio.flags & AudioFlag.FIRST), bool(audio.flags & AudioFlag.LAST)
@@ -594,6 +606,8 @@ class Client:
         """Queues a request; -> its id.  Raises ChannelFull, and RuntimeError unless connected."""
         if self._connection is None:
             raise RuntimeError("not connected")
+        if kind is frames.Join:
+            fields["packet_ms"] = PACKET_MS
         request = kind(id=self._last_id + 1, **fields)
         self._connection.send(frames.encode(request))
         self._last_id = request.id
@@ -688,9 +702,9 @@ class Client:
         """A talkspurt has stopped without LAST.  If the reason is that a router gave us another
         address, the server learns it from any packet of ours; padded, it may answer at once."""
         assert self._connection is not None
-        self._probes += 1
         self._connection.ping(now_ns, pad_bytes=MAX_DATAGRAM_BYTES)
-        repeat_ns = min(GAP_NS << self._probes, MAX_PROBE_REPEAT_NS)
+        repeat_ns = min(PROBE_REPEAT_NS << self._probes, MAX_PROBE_REPEAT_NS)
+        self._probes += 1
         self._gap_ns = now_ns + repeat_ns if self._probes < PROBES else None
 
     def transmit(self, now_ns: int) -> list[bytes]:

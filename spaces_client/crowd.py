@@ -35,7 +35,7 @@ SYNTHESISED_S = 20.0
 MAX_SENT = 1_000  # packets whose way is watched at once
 
 
-class _VoiceInput:
+class VoiceInput:
     """A synthesised voice, over and over."""
 
     def __init__(self, seed: int) -> None:
@@ -115,7 +115,7 @@ def voice_files(folder: Path) -> list[Path]:
 def _voice(number: int, files: list[Path]) -> AudioInput:
     if files:
         return WavInput(files[number % len(files)], loop=True)
-    return _VoiceInput(number)
+    return VoiceInput(number)
 
 
 async def run_crowd(
@@ -142,8 +142,8 @@ async def run_crowd(
     inputs = [_voice(number, files) for number in range(speakers)]
     delays = Delays()
     async with contextlib.AsyncExitStack() as stack:
-        on_stage, space_link = await _speakers(stack, link, speakers)
-        audience = await _listeners(stack, space_link, listeners)
+        on_stage, space_link = await join_speakers(stack, link, speakers)
+        audience = await join_listeners(stack, space_link, listeners)
         for speaker in on_stage:
             seat = speaker.me.seat
             if not isinstance(seat, int):
@@ -195,10 +195,11 @@ def _raise_if_lost(everyone: list[LiveSpace]) -> None:
         raise SpacesError(f"{len(lost)} of {len(everyone)} lost their session: {lost[0]}")
 
 
-async def _speakers(
+async def join_speakers(
     stack: contextlib.AsyncExitStack, link: Link, count: int
 ) -> tuple[list[LiveSpace], Link]:
-    """Each gets an account first: guests do not speak."""
+    """-> as many speakers, and a link for listeners.  Each speaker gets an account first: guests
+    do not speak.  Raises SpacesError."""
     speakers: list[LiveSpace] = []
     for n in range(count):
         speaker = await stack.enter_async_context(session(link))
@@ -212,7 +213,10 @@ async def _speakers(
     return speakers, Link(link.host, link.port, link.key, link.space)
 
 
-async def _listeners(stack: contextlib.AsyncExitStack, link: Link, count: int) -> list[LiveSpace]:
+async def join_listeners(
+    stack: contextlib.AsyncExitStack, link: Link, count: int
+) -> list[LiveSpace]:
+    """As many guests.  Raises SpacesError."""
     joined: list[LiveSpace] = []
     for first in range(0, count, JOINS_AT_ONCE):
         joining = [

@@ -1,8 +1,12 @@
 """Sessions: handshakes, cookies under load, and finding a session by its index.
 
-    HELLO ── key id, cookie if under load ──> Noise IK ──> half-open session, WELCOME
+    HELLO ── key id, cookie if under load ──> waiting
+    when there is time: the oldest waiting ─> Noise IK ──> half-open session, WELCOME
     first sealed datagram that opens ───────> session (the client's address is proven by it)
     sealed datagram ── index ───────────────> Connection
+
+A handshake takes as long as about a hundred packets.  So a HELLO that has passed the cheap checks
+waits until `work` is called, which makes one handshake; who calls it sees that audio goes first.
 
 A half-open session holds keys and the WELCOME, so that a HELLO that comes twice is answered with
 the same bytes; nothing else is sent for it, and the oldest gives way when there are too many.
@@ -13,10 +17,11 @@ import hmac
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from protocol.connection import MS, Closed, Connection, Event, State
 from protocol.frames import Greeting, decode_greeting, encode_greeting
-from protocol.noise import Handshake, NoiseError, public_key
+from protocol.noise import Handshake, KeyPair, NoiseError
 from protocol.packets import (
     COOKIE_BYTES,
     INDEX_BYTES,
@@ -34,22 +39,29 @@ from protocol.packets import (
 from protocol.sealing import SessionKeys
 from spaces_server import AGENT
 
+NEVER_NS = 1 << 62
 HALF_OPEN_TIMEOUT_NS = 10_000 * MS
 MAX_HALF_OPEN = 4_096
+# HELLOs, not many more than are worked on before a client says its own again.  What comes on top is
+# dropped, before anything is done for it: it will come again.
+MAX_WAITING = 512
 COOKIE_LIFETIME_NS = 60_000 * MS
 LOAD_WINDOW_NS = 1_000 * MS
 COOKIES_ABOVE_HELLOS_PER_S = 200  # from here on a HELLO must show a cookie
+GREETING = encode_greeting(AGENT)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Session:
-    """A client's connection, and who it is.  identity: its static public key, 32 bytes."""
+    """A client's connection, and who it is.  identity: its static public key, 32 bytes.  gone:
+    nothing that comes is taken any more."""
 
     index: int
     identity: bytes
     connection: Connection
     agent: str
-    wakes_ns: int = 0  # the earliest deadline that stands in the heap for it
+    wakes_ns: tuple[int, ...] = ()  # the deadlines that stand in the heap for it, the next one last
+    gone: bool = False
 
 
 @dataclass(slots=True)
@@ -94,7 +106,8 @@ class _Cookies:
 class Endpoint:
     """private_key: the server's static X25519 key, 32 bytes.  entropy: random bytes.
 
-    Drain `outbox` (datagram, address) after every call that takes `now_ns`.
+    Call `work` while there is something `waiting` and time for it.  Drain `outbox` (datagram,
+    address) after every call that takes `now_ns`.
     """
 
     private_key: bytes
@@ -104,22 +117,30 @@ class Endpoint:
     sessions: dict[int, Session] = field(default_factory=dict)
     outbox: list[tuple[bytes, bytes]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    _waiting: OrderedDict[bytes, tuple[Hello, bytes]] = field(default_factory=OrderedDict)
     _half_open: OrderedDict[int, _HalfOpen] = field(default_factory=OrderedDict)
     _by_hello: dict[bytes, int] = field(default_factory=dict)
     _deadlines: list[tuple[int, int]] = field(default_factory=list)
     _window_start_ns: int = 0
     _window_hellos: int = 0
     _cookies: _Cookies = field(init=False)
+    _static: KeyPair = field(init=False)
     _key_id: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         self._cookies = _Cookies(self.entropy)
-        self._key_id = key_id(public_key(self.private_key))
+        self._static = KeyPair(self.private_key)
+        self._key_id = key_id(self._static.public)
 
     @property
     def talking(self) -> bool:
         """Whether any session is not over yet."""
         return any(s.connection.state is not State.CLOSED for s in self.sessions.values())
+
+    @property
+    def waiting(self) -> int:
+        """How many handshakes wait for `work`."""
+        return len(self._waiting)
 
     # -- what comes in ---------------------------------------------------------------------
 
@@ -182,20 +203,25 @@ class Endpoint:
         if hello.key_id != self._key_id:
             self._refuse(hello, Refusal.WRONG_KEY, address)
             return
-        if self._under_load(now_ns) and not self._cookies.valid(hello.cookie, address, now_ns):
-            self.dropped["cookie asked"] += 1
-            cookie = self._cookies.make(address, now_ns)
-            self.outbox.append((pack_cookie(hello.client_index, cookie), address))
-            return
         hello_id = hello.noise[:32] + address  # the ephemeral key is new in every handshake
         known = self._by_hello.get(hello_id)
         if known is not None:
             self.outbox.append((self._half_open[known].welcome, address))
             return
-        if len(self.sessions) + len(self._half_open) >= self.max_sessions:
+        if hello_id in self._waiting:
+            return
+        if self.waiting >= MAX_WAITING:
+            self.dropped["too many hellos"] += 1
+            return
+        if self._under_load(now_ns) and not self._cookies.valid(hello.cookie, address, now_ns):
+            self.dropped["cookie asked"] += 1
+            cookie = self._cookies.make(address, now_ns)
+            self.outbox.append((pack_cookie(hello.client_index, cookie), address))
+            return
+        if len(self.sessions) + len(self._half_open) + self.waiting >= self.max_sessions:
             self._refuse(hello, Refusal.FULL, address)
             return
-        self._welcome(hello, hello_id, address, now_ns)
+        self._waiting[hello_id] = hello, address
 
     def _under_load(self, now_ns: int) -> bool:
         if now_ns - self._window_start_ns >= LOAD_WINDOW_NS:
@@ -209,17 +235,23 @@ class Endpoint:
         self.dropped[f"refused: {code.name.lower()}"] += 1
         self.outbox.append((pack_refused(hello.client_index, code), address))
 
+    def work(self, now_ns: int) -> None:
+        """Makes one handshake, if any waits."""
+        if self._waiting:
+            hello_id, (hello, address) = self._waiting.popitem(last=False)
+            self._welcome(hello, hello_id, address, now_ns)
+
     def _welcome(self, hello: Hello, hello_id: bytes, address: bytes, now_ns: int) -> None:
         noise = Handshake(
             initiator=False,
             prologue=hello.prologue,
             entropy=self.entropy,
-            static=self.private_key,
+            static=self._static,
         )
         try:
             greeting: Greeting = decode_greeting(noise.read(hello.noise))
             index = self._new_index()
-            answer = noise.write(index.to_bytes(INDEX_BYTES) + encode_greeting(AGENT))
+            answer = noise.write(index.to_bytes(INDEX_BYTES) + GREETING)
         except NoiseError:
             self.dropped["forged hello"] += 1
             return
@@ -260,10 +292,20 @@ class Endpoint:
         connection = session.connection
         for datagram in connection.transmit(now_ns):
             self.outbox.append((datagram, connection.address))
-        deadline_ns = max(connection.deadline_ns, now_ns + 1)  # a later tick's, in any case
-        if not session.wakes_ns or deadline_ns < session.wakes_ns:
-            session.wakes_ns = deadline_ns
+        self._watch(session, now_ns)
+
+    def _watch(self, session: Session, now_ns: int) -> None:
+        deadline_ns = max(session.connection.deadline_ns, now_ns + 1)  # a later tick's, in any case
+        if not session.wakes_ns or deadline_ns < session.wakes_ns[-1]:
+            session.wakes_ns += (deadline_ns,)
             heapq.heappush(self._deadlines, (deadline_ns, session.index))
+
+    @property
+    def due_ns(self) -> int:
+        """When `tick` has something to do next; far away if there is nobody."""
+        times = [half.expires_ns for half in islice(self._half_open.values(), 1)]
+        times += [due_ns for due_ns, _ in self._deadlines[:1]]
+        return min(times, default=NEVER_NS)
 
     def tick(self, now_ns: int) -> list[tuple[Session, Closed]]:
         """Runs the timers that are due; -> the sessions that are lost by it."""
@@ -273,10 +315,13 @@ class Endpoint:
         while self._deadlines and self._deadlines[0][0] <= now_ns:
             due_ns, index = heapq.heappop(self._deadlines)
             session = self.sessions.get(index)
-            if session is None or due_ns != session.wakes_ns:
-                continue  # gone, or an earlier deadline took this one's place
-            session.wakes_ns = 0
+            if session is None or session.wakes_ns[-1:] != (due_ns,):
+                continue  # gone; another may have its index by now
+            session.wakes_ns = session.wakes_ns[:-1]
             connection = session.connection
+            if connection.deadline_ns > now_ns:
+                self._watch(session, now_ns)  # heard meanwhile, as most are
+                continue
             lost += [(session, e) for e in connection.tick(now_ns) if isinstance(e, Closed)]
             if connection.over(now_ns):
                 del self.sessions[index]

@@ -5,7 +5,8 @@ member's space, a frame goes to the house, whose effects are carried out here.
 
     receive_datagram(data, address, now_ns)     as datagrams come
     receive_stored(reply, now_ns)               as the store's replies come
-    tick(timestamp, now_ns) -> Batch | None     every 20 ms: timers, feeds, mixer, egress
+    work(now_ns)                                while something is `waiting`, and there is time
+    tick(timestamp, now_ns) -> [Batch]          every 20 ms: timers, feeds, mixer, egress
     drain(now_ns) -> [(datagram, address)]      after each of these: control datagrams
     to_store() -> [Commit | Fetch]              likewise: for the store, in order
 
@@ -14,7 +15,7 @@ No sockets, clock, randomness, threads or SQL: they are handed in.
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,13 +29,16 @@ from protocol.connection import (
     Message,
     Pong,
     Roamed,
+    no_news,
 )
 from protocol.frames import ERROR_TEXTS, ErrorCode, FrameError
 from protocol.opus import Encoder
 from protocol.packets import Kind, MalformedPacketError, UplinkAudio
 from protocol.reliable import ChannelFull
 from spaces_server.endpoint import Endpoint, Session
+from spaces_server.governor import Governor, Tick
 from spaces_server.ledger import Ledger
+from spaces_server.mixer.crowd import Crowd
 from spaces_server.mixer.egress import Batch, Egress
 from spaces_server.mixer.mixer import Mixer, ParallelMap, SpaceMix
 from spaces_server.policy.effects import (
@@ -53,6 +57,7 @@ from spaces_server.policy.effects import (
     SourceAdded,
     SourceRemoved,
     SpaceEnded,
+    Staged,
     Tell,
     TellAccount,
 )
@@ -68,16 +73,22 @@ TOO_SLOW = "you do not take what you are sent"
 FEED_A_TICK = 250  # datagrams of feeds, where that is enough to send them within FEED_TICKS
 FEED_TICKS = 40  # 800 ms: what ten thousand are told is gathered for longer (policy/feed.py)
 RECORDER_NS = 10 * 1_000_000_000  # between two looks for recordings that have grown old
+REFUSED_NS = 60 * 1_000_000_000  # between two lines in the log about those who are not let in
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one server carries.  bitrate and complexity: of the mix's encoders (bit/s, 0 to 10)."""
+    """What one server carries.  bitrate and complexity: of the mix's encoders (bit/s, 0 to 10).
+    crowd_above and crowd_packet_ms: how many listeners are a crowd, and how much they get in one
+    datagram (mixer/crowd.py).  governed: whether something gives way when that is too much."""
 
     max_sessions: int = 20_000
     bitrate: int = 32_000
     complexity: int = 8
     cookies_above: int = 200
+    crowd_above: int = 1_000
+    crowd_packet_ms: int = 60
+    governed: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +103,10 @@ class _Room:
     told: int = 0
     members: dict[int, "_Seat"] = field(default_factory=dict)
     due_ns: int | None = None  # the earliest time that stands in the heap for it
+
+    def status(self) -> int:
+        """What the answers to its members' pings say."""
+        return self.told
 
 
 @dataclass(slots=True, eq=False)
@@ -148,6 +163,7 @@ class Node:
     ) -> None:
         """operator_key: the public key that has an owner's rights.  host_of: what of an address
         stands for whoever is behind it, for limits."""
+        self.governor: Governor | None = None  # None: nothing takes time here, or nobody minds
         self.dropped: Counter[str] = Counter()  # datagrams that opened but were not taken
         self.utc_offset_ns = utc_offset_ns
         self.endpoint = Endpoint(
@@ -158,6 +174,7 @@ class Node:
             self.egress,
             partial(Encoder, bitrate=limits.bitrate, complexity=limits.complexity),
             parallel_map,
+            Crowd(limits.crowd_above, limits.crowd_packet_ms),
         )
         self.house = House(
             loaded,
@@ -166,6 +183,7 @@ class Node:
             rules=rules,
             present=self._present,
             recording=self._recording,
+            crowded=self._crowded,
         )
         self.ledger = Ledger()
         self._operator_key = operator_key
@@ -178,10 +196,12 @@ class Node:
         self._feed: deque[_Telling] = deque()  # still to be sent
         self._feed_share = FEED_A_TICK  # datagrams of it that a tick sends
         self._seats: dict[int, _Seat] = {}  # session index -> where its member is
-        self._sessions: dict[bytes, dict[int, Session]] = {}  # key -> its sessions, by index
+        self._sessions: dict[bytes, list[Session]] = {}  # by key
         self._touched: dict[int, Session] = {}  # sessions that may have something to send
         self._too_slow: list[Session] = []  # closed for it; their members leave at the next tick
         self._recorders_ns = now_ns
+        self._decoded = self._sealed = 0  # until the last tick
+        self._refused_ns = now_ns - REFUSED_NS
         for name in self.house.spaces:
             self._watch(self._room(name), now_ns)
 
@@ -202,7 +222,7 @@ class Node:
         if new:
             self._session_begins(session, now_ns)
         for event in events:
-            if session.index not in self._sessions.get(session.identity, ()):
+            if session.gone:
                 break
             if type(event) is Media:
                 self._receive_media(session, event, now_ns)
@@ -216,6 +236,15 @@ class Node:
         ):
             self._touched[session.index] = session
 
+    @property
+    def waiting(self) -> int:
+        """How often `work` has something to do."""
+        return self.endpoint.waiting
+
+    def work(self, now_ns: int) -> None:
+        """One handshake: what can wait for audio that is due."""
+        self.endpoint.work(now_ns)
+
     def receive_stored(self, reply: StoreReply, now_ns: int) -> None:
         self._now_ns = now_ns
         self.ledger.receive(reply)
@@ -223,8 +252,9 @@ class Node:
     def to_store(self) -> list[StoreRequest]:
         return self.ledger.take()
 
-    def tick(self, timestamp: int, now_ns: int) -> Batch | None:
-        """timestamp: the spaces' clock, samples of 48 kHz (u32)."""
+    def tick(self, timestamp: int, now_ns: int) -> Iterator[Batch]:
+        """timestamp: the spaces' clock, samples of 48 kHz (u32).  -> what is to be sent, sealed as
+        it is taken; all of it must be."""
         too_slow, self._too_slow = self._too_slow, []
         lost = [(s, Closed(CloseCode.TOO_SLOW, TOO_SLOW, by_peer=False)) for s in too_slow]
         for session, closed in [*lost, *self.endpoint.tick(now_ns)]:
@@ -243,6 +273,43 @@ class Node:
             self._send_feed()
         self.mixer.tick(timestamp, now_ns)
         return self.egress.seal()
+
+    def ticked(self, took_ns: int, encoding_ns: int, busy_ns: int, now_ns: int) -> None:
+        """What the tick took, all sent (governor.Tick)."""
+        decoded, sealed = self.mixer.stats.decodes, self.egress.sealed
+        decodes, self._decoded = decoded - self._decoded, decoded
+        datagrams, self._sealed = sealed - self._sealed, sealed
+        if self.governor is None:
+            return
+        encodes = self.mixer.stats.classes
+        tick = Tick(took_ns, encoding_ns, busy_ns, encodes, decodes, datagrams)
+        news = self.governor.ticked(tick, now_ns)
+        if news:
+            self.mixer.complexity = self.governor.complexity
+            self._log(news)
+
+    def _crowded(self, name: str) -> bool:
+        if self.governor is None:
+            return False
+        room = self._rooms.get(name)
+        datagrams = 0 if room is None else room.mix.plan.datagrams_a_tick
+        crowded = self.governor.crowded(datagrams + 1)
+        if crowded and self._now_ns - self._refused_ns >= REFUSED_NS:
+            self._refused_ns = self._now_ns
+            what = "no space may be opened" if room is None else f"the space {name} may not grow"
+            self._log(
+                f"{what}: a tick of it sends {datagrams} datagrams and can send "
+                f"{self.governor.capacity}, and ticks take {self.governor.load:.0%} of their time"
+            )
+        return crowded
+
+    def due_ns(self, now_ns: int) -> int:
+        """When `tick` has something to do next, unless something comes in before; chores, which
+        nobody waits for, are left out."""
+        if self.mixer.awake or self._feed or self._too_slow:
+            return now_ns
+        due_ns = self.endpoint.due_ns
+        return min(due_ns, self._due[0][0]) if self._due else due_ns
 
     def _tick_space(self, room: _Room, now_ns: int) -> None:
         room.due_ns = None
@@ -311,7 +378,7 @@ class Node:
     # -- sessions ---------------------------------------------------------------------------------
 
     def _session_begins(self, session: Session, now_ns: int) -> None:
-        self._sessions.setdefault(session.identity, {})[session.index] = session
+        self._sessions.setdefault(session.identity, []).append(session)
         account = self._asker(session).account
         if account is not None:
             self._tell_kept(session, account.id, now_ns)
@@ -332,14 +399,17 @@ class Node:
             self._log(f"a client was lost: {closed.text}")
 
     def _forget_session(self, session: Session) -> None:
-        sessions = self._sessions.get(session.identity, {})
-        sessions.pop(session.index, None)
+        if session.gone:
+            return
+        session.gone = True
+        sessions = self._sessions[session.identity]
+        sessions.remove(session)
         if not sessions:
-            self._sessions.pop(session.identity, None)
+            del self._sessions[session.identity]
 
     def _sessions_of(self, account: int) -> Iterable[Session]:
         for device in self.house.people.devices_of(account):
-            yield from list(self._sessions.get(device.key, {}).values())
+            yield from list(self._sessions.get(device.key, ()))
 
     def _present(self, account: int) -> bool:
         return any(True for _ in self._sessions_of(account))
@@ -412,7 +482,8 @@ class Node:
         waits = type(request) in IN_A_SPACE
         ledger = self.ledger
         if ledger.full or (not waits and (ledger.crowded or ledger.stuck(now_ns))):
-            raise RefusedError(ErrorCode.UNAVAILABLE)
+            text = "the server cannot store anything now; try again later"
+            raise RefusedError(ErrorCode.UNAVAILABLE, text)
         seat = self._seats.get(session.index)
         place = None if seat is None else Place(seat.room.id, seat.member)
         return self.house.handle(self._asker(session), place, request, self._moment(now_ns))
@@ -448,8 +519,10 @@ class Node:
                         self._tell_kept(turn.asker, account, now_ns)
                 case CloseSessions(key, text):
                     self._close_sessions(key, text, turn, now_ns)
-                case Entered(member):
-                    self._seat(self._room(name), member, turn, now_ns)
+                case Entered(member, packet_ms):
+                    self._seat(self._room(name), member, packet_ms, turn, now_ns)
+                case Staged(member, on_stage):
+                    self._rooms[name].mix.plan.set_on_stage(member, on_stage)
                 case Tell(member, frame):
                     seat = self._rooms[name].members.get(member)
                     if seat is not None:
@@ -522,14 +595,14 @@ class Node:
             self._log(f"the space {name} is open")
         return room
 
-    def _seat(self, room: _Room, member: int, turn: _Turn, now_ns: int) -> None:
+    def _seat(self, room: _Room, member: int, packet_ms: int, turn: _Turn, now_ns: int) -> None:
         session = turn.asker
         assert session is not None, "only who asks can enter"
         seat = _Seat(room, member, session, self.egress.add(session.connection))
         self._seats[session.index] = seat
         room.members[member] = seat
-        room.mix.add_member(member, seat.row)
-        session.connection.status = lambda: room.told
+        room.mix.add_member(member, seat.row, packet_ms)
+        session.connection.status = room.status
         turn.entered = seat
 
     def _unseat(self, room: _Room, member: int, turn: _Turn, now_ns: int) -> None:
@@ -537,13 +610,12 @@ class Node:
         del self._seats[seat.session.index]
         room.mix.remove_member(member)
         self.egress.remove(seat.row)
-        connection = seat.session.connection
-        connection.status = lambda: 0
+        seat.session.connection.status = no_news
         if turn.entered is not None and seat.session is not turn.asker:
             self._close(seat.session, CloseCode.REPLACED, "you joined from elsewhere", now_ns)
 
     def _close_sessions(self, key: bytes, text: str, turn: _Turn, now_ns: int) -> None:
-        for session in list(self._sessions.get(key, {}).values()):
+        for session in list(self._sessions.get(key, ())):
             seat = self._seats.get(session.index)
             if seat is not None:
                 place = Place(seat.room.id, seat.member)

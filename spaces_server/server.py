@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
 from protocol.connection import MS
+from spaces_server.gauge import gauge
+from spaces_server.governor import TICK_NS, Governor
 from spaces_server.mixer.source import FRAME_SAMPLES
 from spaces_server.net.ticker import Ticker
 from spaces_server.net.transport import Transport, host_of, open_transport
@@ -27,11 +29,11 @@ from spaces_server.records import StoreReply
 from spaces_server.store.database import Database
 from spaces_server.store.worker import StoreWorker
 
-TICK_NS = 20 * MS
 REPORT_TICKS = 3_000  # a line in the log each minute
 # What has lived for a second (sessions, members) is not looked at by the garbage collector again: a
 # look at ten thousand of them takes 150 ms.  Reference counts free them; cycles do not occur.
 FREEZE_TICKS = 50
+WORK_NS = 1 * MS  # more than a handshake takes: none begins so soon before a tick
 GOODBYE_S = 1.0  # how long clients have to hear that the server stops
 
 log = logging.getLogger("spaces")
@@ -39,6 +41,13 @@ log = logging.getLogger("spaces")
 
 def _utc_offset_ns() -> int:
     return time.time_ns() - time.monotonic_ns()
+
+
+def _cores() -> int:
+    """How many this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _each(work: Callable[[Any], Any], jobs: list[Any]) -> list[Any]:
@@ -59,8 +68,8 @@ class Server:
         stats_file: TextIO | None = None,
     ) -> None:
         """database: at its newest revision.  operator_key: the public key that administers."""
-        self._threads = os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="encode")
+        self._cores = _cores()
+        self._pool = ThreadPoolExecutor(self._cores, thread_name_prefix="encode")
         self.node = Node(
             private_key,
             entropy=os.urandom,
@@ -74,6 +83,9 @@ class Server:
             utc_offset_ns=_utc_offset_ns(),
             log=log.info,
         )
+        self._limits = limits
+        self._encoding_ns = 0  # since the last tick
+        self._busy_ns = 0
         self.failure: BaseException | None = None
         self._loop = asyncio.get_running_loop()
         self._store = StoreWorker(database, self._deliver, self._deliver_failure)
@@ -81,16 +93,22 @@ class Server:
         self._transport: Transport | None = None
         self._ticker: Ticker | None = None
         self._stopping = asyncio.Event()
+        self._work_is_due = False  # the loop will call it
+        self._worked_after = 0  # the number of a tick
         self._most_sessions = 0
+        self._freeze_at = FREEZE_TICKS  # numbers of ticks
+        self._report_at = REPORT_TICKS
 
     def _parallel_map(self, work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterable[Any]:
         """A share of the jobs for each core, the first for this thread: handing a job over and
         waking a thread for it costs about as much as an encode."""
+        begin_ns = time.monotonic_ns()
         jobs = list(jobs)
-        shares = [jobs[first :: self._threads] for first in range(self._threads)]
+        shares = [jobs[first :: self._cores] for first in range(self._cores)]
         others = [self._pool.submit(_each, work, share) for share in shares[1:] if share]
         done = [_each(work, shares[0]), *(other.result() for other in others)]
-        return [done[n % self._threads][n // self._threads] for n in range(len(jobs))]
+        self._encoding_ns += time.monotonic_ns() - begin_ns
+        return [done[n % self._cores][n // self._cores] for n in range(len(jobs))]
 
     @property
     def port(self) -> int:
@@ -99,11 +117,20 @@ class Server:
 
     async def start(self, host: str, port: int) -> None:
         """Raises TransportError if the port cannot be had."""
-        self._transport = await open_transport(host, port, self._receive)
-        self._ticker = Ticker(TICK_NS, self._tick, self._loop)
+        if self._limits.governed:
+            costs = await gauge(self._limits.complexity, self._limits.bitrate)
+            self.node.governor = Governor(costs)
+            log.info(
+                "on this machine a space can have about %d listeners, and more as a crowd",
+                self.node.governor.capacity,
+            )
+        self._transport = await open_transport(host, port, self._receive, cores=self._cores)
+        self._ticker = Ticker(TICK_NS, self._tick, self._loop, due=self.node.due_ns)
         self._ticker.start()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._loop.add_signal_handler(number, self.stop)
+        if self._stats_file is not None:
+            self._loop.add_signal_handler(signal.SIGUSR1, self._write_stats, self._stats_file)
 
     def owner_code(self) -> str | None:
         """A code with which somebody becomes the server's owner; None if it has one."""
@@ -131,7 +158,7 @@ class Server:
         self._pool.shutdown()
         self._store.close()
         if self._stats_file is not None:
-            json.dump(self.stats(), self._stats_file)
+            self._write_stats(self._stats_file)
         log.info("stopped")
         if self.failure is not None:
             raise self.failure
@@ -141,6 +168,7 @@ class Server:
         for data, address in datagrams:
             self.node.receive_datagram(data, address, now_ns)
         self._pass_on()
+        self._busy_ns += time.monotonic_ns() - now_ns
 
     def _deliver(self, replies: list[StoreReply]) -> None:
         """In the store's thread."""
@@ -152,6 +180,7 @@ class Server:
         for reply in replies:
             self.node.receive_stored(reply, now_ns)
         self._pass_on()
+        self._busy_ns += time.monotonic_ns() - now_ns
 
     def _deliver_failure(self, error: BaseException) -> None:
         """In the store's thread.  What the memory holds and the store does not would be lost
@@ -163,17 +192,34 @@ class Server:
     def _tick(self, now_ns: int) -> None:
         assert self._ticker is not None
         assert self._transport is not None
-        number = self._ticker.ticks + self._ticker.skipped
-        batch = self.node.tick(number * FRAME_SAMPLES & 0xFFFF_FFFF, now_ns)
-        if batch is not None:
+        self._transport.flush()  # the batches of the last tick lie where this tick's will
+        timestamp = self._ticker.number * FRAME_SAMPLES & 0xFFFF_FFFF
+        for batch in self.node.tick(timestamp, now_ns):
             self._transport.send_batch(batch.arena, batch.lengths, batch.addresses)
         self._pass_on()
         self._most_sessions = max(self._most_sessions, len(self.node.endpoint.sessions))
-        if self._ticker.ticks % FREEZE_TICKS == 0:
+        if self._ticker.number >= self._freeze_at:
+            self._freeze_at = self._ticker.number + FREEZE_TICKS
             gc.freeze()
-        if self._ticker.ticks % REPORT_TICKS == 0:
+        if self._ticker.number >= self._report_at:
+            self._report_at = self._ticker.number + REPORT_TICKS
             self.node.utc_offset_ns = _utc_offset_ns()  # follows a clock that is put right
             self._report()
+        took_ns = time.monotonic_ns() - now_ns
+        self.node.ticked(took_ns, self._encoding_ns, self._busy_ns + took_ns, now_ns)
+        self._encoding_ns = self._busy_ns = 0
+
+    def _work(self) -> None:
+        """A handshake, in the time that audio leaves, but at least one a tick.  Before the next
+        one the loop has looked for datagrams and ticks."""
+        assert self._ticker is not None
+        self._work_is_due = False
+        now_ns = time.monotonic_ns()
+        number = self._ticker.number
+        if now_ns <= self._ticker.deadline_ns - WORK_NS or number != self._worked_after:
+            self._worked_after = number
+            self.node.work(now_ns)
+            self._pass_on()
 
     def _pass_on(self) -> None:
         """What the node has for the network and for the store."""
@@ -183,6 +229,11 @@ class Server:
         requests = self.node.to_store()
         if requests:
             self._store.submit(requests)
+        if self._ticker is not None:
+            self._ticker.wake()
+        if self.node.waiting and not self._work_is_due:
+            self._work_is_due = True
+            self._loop.call_soon(self._work)
 
     def _report(self) -> None:
         assert self._ticker is not None
@@ -194,6 +245,16 @@ class Server:
                 self._ticker.lateness()["p99"],
             )
 
+    def _write_stats(self, file: TextIO) -> None:
+        """In place of what was written before.  The next figures of lateness are of later ticks."""
+        assert self._ticker is not None
+        if file.seekable():
+            file.seek(0)
+            file.truncate()
+        json.dump(self.stats(), file)
+        file.flush()
+        self._ticker.forget_lateness()
+
     def stats(self) -> dict[str, Any]:
         """Figures since the start; keys are stable, see README."""
         assert self._ticker is not None
@@ -201,11 +262,16 @@ class Server:
         mixer = self.node.mixer.stats
         usage = resource.getrusage(resource.RUSAGE_SELF)
         net = self._transport.stats
+        governor = self.node.governor
         return {
             "ticks": self._ticker.ticks,
             "ticks_skipped": self._ticker.skipped,
             "tick_errors": self._ticker.errors,
             "tick_lateness_ms": self._ticker.lateness(),
+            "load": 0.0 if governor is None else governor.load,
+            "complexity": self._limits.complexity if governor is None else governor.complexity,
+            "capacity": None if governor is None else governor.capacity,
+            "refused_joins": self.node.house.refused_joins,
             "encodes": mixer.encodes,
             "encodes_per_busy_tick": mixer.encodes / max(1, mixer.busy_ticks),
             "decodes": mixer.decodes,

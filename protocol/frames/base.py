@@ -29,6 +29,7 @@ U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 RequestId = Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
 Seat = Annotated[int, Meta(ge=0, le=255)]
 Percent = Annotated[int, Meta(ge=0, le=200)]
+PacketMs = Annotated[int, Meta(ge=20, le=60)]
 Time = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]  # seconds since 1970, UTC
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
 Handle = Annotated[str, Meta(min_length=1, max_length=MAX_HANDLE_CHARS)]
@@ -108,7 +109,7 @@ ERROR_TEXTS: dict[ErrorCode, str] = {
     ErrorCode.MALFORMED: "the frame is not of the form that the specification gives",
     ErrorCode.UNKNOWN_TYPE: "this server does not know that type of frame",
     ErrorCode.RATE_LIMITED: "too many of these; try again in a while",
-    ErrorCode.UNAVAILABLE: "the server cannot store anything now; try again later",
+    ErrorCode.UNAVAILABLE: "the server cannot do this now; try again later",
     ErrorCode.BAD_TEXT: "texts must not be too long, blank, or contain control characters",
     ErrorCode.NOT_ALLOWED: "your role does not allow this",
     ErrorCode.BANNED: "you are banned from this server",

@@ -13,6 +13,7 @@ from protocol.frames.base import (
     Handle,
     Name,
     NoHandle,
+    PacketMs,
     Percent,
     Reply,
     Request,
@@ -97,12 +98,14 @@ class Open(Request, frozen=True, kw_only=True, tag="open"):
 class Join(Request, frozen=True, kw_only=True, tag="join"):
     """Comes into a space, as a listener, in the role that the invite grants, or in the one that
     is kept.  name: of a guest; whoever has an account is called as it says.  despite_blocked: the
-    asker was warned that somebody whom they blocked is on stage.  Reply: `joined`."""
+    asker was warned that somebody whom they blocked is on stage.  packet_ms: the most audio that
+    the asker takes in one datagram, in milliseconds.  Reply: `joined`."""
 
     space: SpaceId
     invite: Token | UnsetType = UNSET
     name: Name = "guest"
     despite_blocked: bool = False
+    packet_ms: PacketMs = 20
 
 
 class Leave(Request, frozen=True, kw_only=True, tag="leave"):

@@ -4,9 +4,9 @@
     2. plan     where the sources that sound, or the members, have changed
     3. mix      gains @ planes, one row a class; limiter
     4. encode   once a class, in parallel over all spaces
-    5. put      one job a class into the egress, which seals and batches
+    5. put      one job a class, and a turn of a crowd, into the egress, which seals and batches
 
-A space in which nobody sounds is not looked at.
+A space in which nobody sounds is not looked at, once everybody has got what is gathered for them.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.opus import Encoder
-from protocol.packets import Audible, AudioFlag, DownlinkAudio, Kind, UplinkAudio
+from protocol.packets import Audible, AudioFlag, DownlinkAudio, UplinkAudio
+from spaces_server.mixer.crowd import FRAME_MS, NO_CROWDS, Crowd
 from spaces_server.mixer.egress import Egress
 from spaces_server.mixer.plan import MixClass, Plan
 from spaces_server.mixer.source import FRAME_SAMPLES, Source
@@ -59,14 +60,15 @@ def limit(mix: NDArray[np.float32], gain_before: float) -> float:
 class SpaceMix:
     """Sources and plan of one space."""
 
-    def __init__(self, new_encoder: Callable[[], Encoder]) -> None:
-        self.plan = Plan(new_encoder)
+    def __init__(self, new_encoder: Callable[[], Encoder], crowd: Crowd) -> None:
+        self.plan = Plan(new_encoder, crowd)
         self.sources: dict[int, Source] = {}  # member id -> source
         self._active: tuple[int, ...] = ()
         self._planes = np.zeros((0, FRAME_SAMPLES), np.float32)
 
-    def add_member(self, member: int, row: int) -> None:
-        self.plan.add_member(member, row)
+    def add_member(self, member: int, row: int, packet_ms: int = FRAME_MS) -> None:
+        """packet_ms: the most that they take in one datagram, 20 to 60."""
+        self.plan.add_member(member, row, packet_ms)
 
     def remove_member(self, member: int) -> None:
         """Their source is removed before, and may still be fading out."""
@@ -160,15 +162,23 @@ class Mixer:
         egress: Egress,
         new_encoder: Callable[[], Encoder],
         parallel_map: ParallelMap[Any, Any],
+        crowd: Crowd = NO_CROWDS,
     ) -> None:
         self.stats = MixerStats()
         self._egress = egress
         self._new_encoder = new_encoder
         self._parallel_map = parallel_map
+        self._crowd = crowd
         self._awake: dict[SpaceMix, None] = {}  # in order: the same run gives the same batches
+        self.complexity: int | None = None  # of all encoders from now on; None: as they were made
+
+    @property
+    def awake(self) -> bool:
+        """Whether a tick has anything to do."""
+        return bool(self._awake)
 
     def open(self) -> SpaceMix:
-        return SpaceMix(self._new_encoder)
+        return SpaceMix(self._new_encoder, self._crowd)
 
     def close(self, mix: SpaceMix) -> None:
         self._awake.pop(mix, None)
@@ -180,6 +190,12 @@ class Mixer:
             self._awake[mix] = None
         return taken
 
+    def _encode(self, job: tuple[SpaceMix, MixClass, NDArray[np.float32]]) -> bytes:
+        _, mix_class, samples = job
+        if self.complexity is not None:
+            mix_class.encoder.complexity = self.complexity  # costs less than to ask which it has
+        return mix_class.encoder.encode(samples)
+
     def tick(self, timestamp: int, now_ns: int) -> None:
         """timestamp: of this tick's first sample, the spaces' clock."""
         jobs: list[tuple[SpaceMix, MixClass, NDArray[np.float32]]] = []
@@ -187,13 +203,14 @@ class Mixer:
             decodes, classes = mix.mix(now_ns)
             self.stats.decodes += decodes
             jobs += [(mix, mix_class, samples) for mix_class, samples in classes]
-        packets = self._parallel_map(lambda job: job[1].encoder.encode(job[2]), jobs)
+        packets = self._parallel_map(self._encode, jobs)
         for (mix, mix_class, _), opus in zip(jobs, packets, strict=True):
-            plaintext = mix.packet(mix_class, timestamp, opus)
-            self._egress.put(Kind.AUDIO, plaintext, mix_class.rows)
+            mix_class.give(self.stats.ticks, mix.packet(mix_class, timestamp, opus))
         for mix in list(self._awake):
+            for kind, plaintext, rows in mix.plan.give_out(self.stats.ticks):
+                self._egress.put(kind, plaintext, rows)
             mix.plan.join_held(now_ns)
-            if not mix.waiting():
+            if not mix.waiting() and not mix.plan.gathered:
                 del self._awake[mix]
         self.stats.ticks += 1
         self.stats.busy_ticks += bool(jobs)

@@ -1,46 +1,64 @@
-"""The mix plan: which members share a mix.
+"""The mix plan: which members share a mix, and when each gets its packets.
 
 A *recipe* is what a member hears now: the sounding sources with their gains.  Members with the
 same recipe share a *mix class*, and a class is encoded once.  Most members have nothing of their
 own (the audience: every source at 1); a speaker has 0 at themselves; a block or a volume is
 another number.  So a plan is rebuilt from the few members who have numbers of their own for a
-source that sounds, and only when something changes.
+source that sounds, and only when something changes.  Somebody more or less in the audience changes
+nothing but its rows.
 
 Two rules keep the switch between classes inaudible.  A class that splits off *forks* the encoder
 of the class it leaves, so its members' decoders notice nothing.  Members whose recipe becomes
 that of another class again cannot be forked back: their class goes on beside it and joins at the
 first quiet tick, at the latest after HOLD_NS.
+
+Two more see to it that whoever is in a crowd (crowd.py) gets every packet of their mix, once, and
+none from before.  A member takes a turn when nothing is gathered for it, and gets a packet at every
+tick until then; and what is gathered for those who leave a turn, or a class, is *owed* to them.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocol.connection import MS
 from protocol.opus import Encoder
+from protocol.packets import Kind, gather
+from spaces_server.mixer.crowd import (
+    EVERY_TICK,
+    FRAME_MS,
+    MAX_FRAMES,
+    NO_CROWDS,
+    Crowd,
+    Rows,
+    RowSet,
+    Turn,
+    turn_of,
+)
 
 HOLD_NS = 2_000 * MS
 QUIET_PEAK = 10 ** (-50 / 20)  # -50 dBFS: what changes below it is not heard
 
 Recipe = tuple[tuple[int, float], ...]  # (member id of a source, gain > 0), in the plan's order
-Rows = NDArray[np.intp]
-_NO_ROWS: Rows = np.zeros(0, np.intp)
+Job = tuple[Kind, bytes, Rows]  # a datagram's kind and plaintext, and who gets it
 
 
 @dataclass(slots=True, eq=False)
 class MixClass:
     """Members who hear the same, and the encoder that they share.
 
-    live: a talkspurt is under way, so the members' decoders follow this encoder.  limiter_gain:
-    what the limiter ended the last frame with.  held_since_ns: since when another class has had
-    the same recipe.
+    rows: by the turns at which they get it.  packets: the newest MAX_FRAMES plaintexts, each with
+    the number of its tick.  live: a talkspurt is under way, so the members' decoders follow this
+    encoder.  limiter_gain: what the limiter ended the last frame with.  held_since_ns: since when
+    another class has had the same recipe.
     """
 
     encoder: Encoder
     recipe: Recipe = ()
-    rows: Rows = field(default_factory=lambda: _NO_ROWS)
+    rows: defaultdict[Turn, RowSet] = field(default_factory=lambda: defaultdict(RowSet))
+    packets: tuple[tuple[int, bytes], ...] = ()
     live: bool = False
     limiter_gain: float = 1.0
     peak: float = 0.0
@@ -49,35 +67,76 @@ class MixClass:
     def fork(self) -> "MixClass":
         return MixClass(
             self.encoder.fork(),
+            packets=self.packets,
             live=self.live,
             limiter_gain=self.limiter_gain,
         )
+
+    def __len__(self) -> int:
+        """How many members it has."""
+        return sum(map(len, self.rows.values()))
+
+    def give(self, tick: int, plaintext: bytes) -> None:
+        self.packets = (*self.packets[1 - MAX_FRAMES :], (tick, plaintext))
+
+    def after(self, tick: int) -> tuple[bytes, ...]:
+        """What it was given after that tick."""
+        return tuple(plaintext for given, plaintext in self.packets if given > tick)
+
+
+@dataclass(slots=True)
+class _Hearer:
+    """A member.  row: in the egress.  packet_ms: the most that it takes in one datagram.  turn:
+    the one it has in its class now."""
+
+    row: int
+    packet_ms: int
+    on_stage: bool = False
+    turn: Turn = EVERY_TICK
 
 
 class Plan:
     """Classes and members of one space.  `changed` asks for `rebuild` before the next mix."""
 
-    def __init__(self, new_encoder: Callable[[], Encoder]) -> None:
+    def __init__(self, new_encoder: Callable[[], Encoder], crowd: Crowd = NO_CROWDS) -> None:
         self.classes: list[MixClass] = []  # those with a recipe and members; the audience's first
         self.changed = False
         self._new_encoder = new_encoder
+        self._crowd = crowd
+        self._crowded = False
         self._audience = MixClass(new_encoder())
-        self._row_of: dict[int, int] = {}
-        self._all_rows: Rows | None = _NO_ROWS
+        self._hearers: dict[int, _Hearer] = {}
+        self._on_stage = 0  # how many of them
         self._gains: dict[int, dict[int, float]] = {}  # hearer -> source -> gain, where not 1
         self._class_of: dict[int, MixClass | None] = {}  # all who are not in the audience's
+        self._tick = -1  # the last that was given out
+        self._waiting: dict[Turn, list[int]] = {}  # for their turn, members
+        self._owed: dict[tuple[Turn, tuple[bytes, ...]], list[int]] = {}  # from before: to members
 
-    def add_member(self, member: int, row: int) -> None:
-        self._row_of[member] = row
-        self._all_rows = None
-        self.changed = True
+    def add_member(self, member: int, row: int, packet_ms: int = FRAME_MS) -> None:
+        self._hearers[member] = hearer = _Hearer(row, packet_ms)
+        self.changed |= not len(self._audience)
+        self._enter(member, hearer, self._audience)
+        self._follow_crowd()
 
     def remove_member(self, member: int) -> None:
-        del self._row_of[member]
+        hearer = self._hearers.pop(member)
+        apart = member in self._class_of
+        mix_class = self._class_of.pop(member, self._audience)
+        if mix_class is not None:
+            mix_class.rows[hearer.turn].remove(hearer.row)
         self._gains.pop(member, None)
-        self._class_of.pop(member, None)
-        self._all_rows = None
-        self.changed = True
+        self._on_stage -= hearer.on_stage
+        self.changed |= apart or not len(self._audience)
+        self._follow_crowd()
+
+    def set_on_stage(self, member: int, on_stage: bool) -> None:
+        """Whoever is on stage gets every packet at once."""
+        hearer = self._hearers[member]
+        self._on_stage += on_stage - hearer.on_stage
+        hearer.on_stage = on_stage
+        self._take_turn(member, hearer)
+        self._follow_crowd()
 
     def set_gain(self, hearer: int, source: int, gain: float) -> None:
         """How loud `hearer` hears `source`: 1 as it is, 0 not at all."""
@@ -92,7 +151,7 @@ class Plan:
 
     def forget_source(self, source: int) -> None:
         """It sounds no more; if it was of a member who has left, nobody needs a gain for it."""
-        if source in self._row_of:
+        if source in self._hearers:
             self.set_gain(source, source, 1.0)
             return
         for hearer in [h for h, gains in self._gains.items() if source in gains]:
@@ -107,21 +166,17 @@ class Plan:
         moved = self._buckets(everything)
         self._audience.recipe = everything
         taken = [self._audience]
-        members_of: dict[MixClass, list[int]] = {}
-        class_of: dict[int, MixClass | None] = {}
         for (recipe, before), members in moved:
-            if not recipe:
-                class_of.update(dict.fromkeys(members))
-                continue
-            mix_class = self._choose(recipe, before, taken)
-            if mix_class is self._audience:
-                continue
-            taken.append(mix_class)
-            mix_class.recipe = recipe
-            members_of.setdefault(mix_class, []).extend(members)
-            class_of.update(dict.fromkeys(members, mix_class))
-        self._class_of = class_of
-        self._lay_out(members_of)
+            mix_class = self._choose(recipe, before, taken) if recipe else None
+            if mix_class is not None and mix_class is not self._audience:
+                mix_class.recipe = recipe
+                taken.append(mix_class)
+            forked = before is not None and mix_class is not None
+            for member in members:
+                self._move(member, mix_class, forked=forked)
+        self.classes = [c for c in dict.fromkeys(taken) if c.recipe and len(c)]
+        if not len(self._audience):
+            self._audience.live = False
         self._hold(now_ns)
 
     def _buckets(
@@ -131,7 +186,7 @@ class Plan:
         now and the live class they come from; the largest group of each class comes first."""
         buckets: dict[tuple[Recipe, MixClass | None], list[int]] = {}
         for member in sorted(self._gains.keys() | self._class_of.keys()):
-            if member not in self._row_of:
+            if member not in self._hearers:
                 continue
             gains = self._gains.get(member, {})
             recipe = tuple((s, g) for s, _ in everything if (g := gains.get(s, 1.0)) > 0.0)
@@ -151,18 +206,96 @@ class Plan:
         same = [c for c in taken if c.recipe == recipe and c.held_since_ns is None]
         return same[0] if same else MixClass(self._new_encoder())
 
-    def _lay_out(self, members_of: dict[MixClass, list[int]]) -> None:
-        for mix_class, members in members_of.items():
-            mix_class.rows = np.array([self._row_of[m] for m in members], np.intp)
-        if self._all_rows is None:
-            self._all_rows = np.fromiter(self._row_of.values(), np.intp, len(self._row_of))
-        others = [self._row_of[m] for m in self._class_of]
-        self._audience.rows = (
-            self._all_rows[~np.isin(self._all_rows, others)] if others else self._all_rows
-        )
-        self.classes = [c for c in (self._audience, *members_of) if c.recipe and len(c.rows)]
-        if not len(self._audience.rows):
-            self._audience.live = False
+    def _move(self, member: int, to: MixClass | None, *, forked: bool) -> None:
+        """forked: `to` goes on from the class that the member is in, with what was gathered."""
+        before = self._class_of.get(member, self._audience)
+        if to is before:
+            return
+        hearer = self._hearers[member]
+        if before is not None:
+            self._leave(member, hearer, before, owed_at=None if forked else hearer.turn)
+        if to is self._audience:
+            del self._class_of[member]
+        else:
+            self._class_of[member] = to
+        if forked:
+            assert to is not None
+            to.rows[hearer.turn].add(hearer.row)
+        else:
+            self._enter(member, hearer, to)
+
+    # -- turns ----------------------------------------------------------------------------------
+
+    def give_out(self, tick: int) -> list[Job]:
+        """What goes out at this tick, after every class has been given its packet.  To be called
+        at every tick while `gathered`."""
+        jobs: list[Job] = []
+        for due in [due for due in self._owed if due[0].at(tick)]:
+            hearers = [self._hearers[m] for m in self._owed.pop(due) if m in self._hearers]
+            rows = np.array([hearer.row for hearer in hearers], np.intp)
+            jobs += [(*datagram, rows) for datagram in gather(due[1])]
+        for mix_class in dict.fromkeys((self._audience, *self.classes)):
+            for turn, members in mix_class.rows.items():
+                if turn.at(tick) and len(members):
+                    packets = mix_class.after(tick - turn.frames)
+                    jobs += [(*datagram, members.array) for datagram in gather(packets)]
+        self._tick = tick
+        for turn in [turn for turn in self._waiting if turn.at(tick)]:
+            for member in self._waiting.pop(turn):
+                if member in self._hearers:
+                    self._take_turn(member, self._hearers[member])
+        return jobs
+
+    @property
+    def gathered(self) -> bool:
+        """Whether there may be something that has not been given out to everyone."""
+        return bool(self._owed) or bool(self._audience.after(self._tick - MAX_FRAMES + 1))
+
+    @property
+    def datagrams_a_tick(self) -> int:
+        """How many go out at a tick while somebody is heard; on average, of a crowd in turns."""
+        classes = dict.fromkeys((self._audience, *self.classes))
+        turns = [(turn, len(rows)) for c in classes for turn, rows in c.rows.items()]
+        return sum(-(-count // turn.frames) for turn, count in turns)
+
+    def _follow_crowd(self) -> None:
+        listeners = len(self._hearers) - self._on_stage
+        ends_or_begins = self._crowd.ends if self._crowded else self._crowd.begins
+        if ends_or_begins(listeners):
+            self._crowded = not self._crowded
+            for member, hearer in self._hearers.items():
+                self._take_turn(member, hearer)
+
+    def _turn_for(self, hearer: _Hearer) -> Turn:
+        if not self._crowded or hearer.on_stage:
+            return EVERY_TICK
+        return turn_of(hearer.row, min(hearer.packet_ms, self._crowd.packet_ms))
+
+    def _take_turn(self, member: int, hearer: _Hearer) -> None:
+        """Sees to it that a member has the turn that it should."""
+        if hearer.turn is not self._turn_for(hearer):
+            mix_class = self._class_of.get(member, self._audience)
+            if mix_class is not None:
+                self._leave(member, hearer, mix_class, owed_at=EVERY_TICK)
+            self._enter(member, hearer, mix_class)
+
+    def _enter(self, member: int, hearer: _Hearer, mix_class: MixClass | None) -> None:
+        hearer.turn = turn = self._turn_for(hearer)
+        if mix_class is None:
+            return
+        if mix_class.after(turn.latest(self._tick)):
+            hearer.turn = EVERY_TICK
+            self._waiting.setdefault(turn, []).append(member)
+        mix_class.rows[hearer.turn].add(hearer.row)
+
+    def _leave(
+        self, member: int, hearer: _Hearer, mix_class: MixClass, *, owed_at: Turn | None
+    ) -> None:
+        """owed_at: when what is gathered for the member goes out; None if it comes along."""
+        mix_class.rows[hearer.turn].remove(hearer.row)
+        gathered = mix_class.after(hearer.turn.latest(self._tick))
+        if gathered and owed_at is not None:
+            self._owed.setdefault((owed_at, gathered), []).append(member)
 
     # -- joining again ----------------------------------------------------------------------------
 
@@ -185,11 +318,6 @@ class Plan:
             if held.peak > QUIET_PEAK and held.live and now_ns - since_ns < HOLD_NS:
                 continue
             into = next(c for c in self.classes if c.recipe == held.recipe)
-            into.rows = np.concatenate((into.rows, held.rows))
             self.classes.remove(held)
-            for member, mix_class in list(self._class_of.items()):
-                if mix_class is held:
-                    if into is self._audience:
-                        del self._class_of[member]
-                    else:
-                        self._class_of[member] = into
+            for member in [m for m, c in self._class_of.items() if c is held]:
+                self._move(member, into, forked=False)

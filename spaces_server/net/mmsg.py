@@ -65,8 +65,8 @@ def _function(name: str, *argtypes: Any) -> Any:
 
 if AVAILABLE:
     _mmsg = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
-    _sendmmsg = _function("sendmmsg", *_mmsg)
-    _recvmmsg = _function("recvmmsg", *_mmsg, ctypes.c_void_p)
+    sendmmsg = _function("sendmmsg", *_mmsg)
+    recvmmsg = _function("recvmmsg", *_mmsg, ctypes.c_void_p)
     _sendto = _function(
         "sendto",
         *(ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int),
@@ -74,16 +74,16 @@ if AVAILABLE:
     )
 
 
-def _table(rows: int) -> tuple[NDArray[np.void], NDArray[np.void]]:
+def table(rows: int) -> tuple[NDArray[np.void], NDArray[np.void]]:
     """A table of `rows` messages of one vector each, names and data still to be filled in."""
     messages = np.zeros(rows, MMSGHDR)
     vectors = np.zeros(rows, IOVEC)
-    messages["hdr"]["iov"] = _pointers(vectors.ctypes.data, rows, IOVEC.itemsize)
+    messages["hdr"]["iov"] = pointers(vectors.ctypes.data, rows, IOVEC.itemsize)
     messages["hdr"]["iovlen"] = 1
     return messages, vectors
 
 
-def _pointers(base: int, rows: int, stride_bytes: int) -> NDArray[np.uintp]:
+def pointers(base: int, rows: int, stride_bytes: int) -> NDArray[np.uintp]:
     return np.arange(rows, dtype=np.uintp) * np.uintp(stride_bytes) + np.uintp(base)
 
 
@@ -93,7 +93,7 @@ class Sender:
     def __init__(self, fd: int, name_bytes: int) -> None:
         self._fd = fd
         self._name_bytes = name_bytes
-        self._messages, self._vectors = _table(SEND_ROWS)
+        self._messages, self._vectors = table(SEND_ROWS)
         self._messages["hdr"]["namelen"] = name_bytes
 
     def send(self, data: bytes, address: bytes) -> None:
@@ -115,17 +115,17 @@ class Sender:
         sent = refused = 0
         for first in range(0, total, SEND_ROWS):
             rows = min(SEND_ROWS, total - first)
-            messages["hdr"]["name"][:rows] = _pointers(
+            messages["hdr"]["name"][:rows] = pointers(
                 addresses.ctypes.data + first * ADDRESS_BYTES, rows, ADDRESS_BYTES
             )
-            vectors["base"][:rows] = _pointers(
+            vectors["base"][:rows] = pointers(
                 arena.ctypes.data + first * stride_bytes, rows, stride_bytes
             )
             vectors["len"][:rows] = lengths[first : first + rows]
             done = 0
             while done < rows:
-                table = messages.ctypes.data + done * MMSGHDR.itemsize
-                count = _sendmmsg(self._fd, table, rows - done, 0)
+                at = messages.ctypes.data + done * MMSGHDR.itemsize
+                count = sendmmsg(self._fd, at, rows - done, 0)
                 if count >= 0:
                     done += count
                     sent += count
@@ -145,14 +145,14 @@ class Receiver:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._messages, vectors = _table(RECEIVE_ROWS)
+        self._messages, vectors = table(RECEIVE_ROWS)
         self._names = np.zeros((RECEIVE_ROWS, ADDRESS_BYTES), np.uint8)
         data = np.zeros((RECEIVE_ROWS, DATAGRAM_BYTES), np.uint8)
         self._data = data.data.cast("B")
-        self._messages["hdr"]["name"] = _pointers(
+        self._messages["hdr"]["name"] = pointers(
             self._names.ctypes.data, RECEIVE_ROWS, ADDRESS_BYTES
         )
-        vectors["base"] = _pointers(data.ctypes.data, RECEIVE_ROWS, DATAGRAM_BYTES)
+        vectors["base"] = pointers(data.ctypes.data, RECEIVE_ROWS, DATAGRAM_BYTES)
         vectors["len"] = DATAGRAM_BYTES
         self._vectors = vectors  # the kernel reads it: it must live as long as the table
 
@@ -164,7 +164,7 @@ class Receiver:
         """
         messages = self._messages
         messages["hdr"]["namelen"] = ADDRESS_BYTES  # the last call overwrote it
-        count = _recvmmsg(self._fd, messages.ctypes.data, RECEIVE_ROWS, 0, None)
+        count = recvmmsg(self._fd, messages.ctypes.data, RECEIVE_ROWS, 0, None)
         if count < 0:
             raise _last_error()
         lengths = messages["len"][:count].tolist()

@@ -4,6 +4,9 @@ Event loops count in milliseconds (uvloop's timers, epoll's timeout), so a tick 
 millisecond late, never early: a timer that fires before its deadline is set again. Up to MAX_BURST
 ticks due at once are made up for one by one; after a longer stall the missed ones are skipped,
 because a burst of stale audio helps nobody and would make the next tick late as well.
+
+Between ticks that have nothing to do the ticker rests, for at most MAX_REST: `due` says for how
+long, and `wake` that something has come in. The deadlines stay where they were.
 """
 
 import logging
@@ -14,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 MAX_BURST = 3  # ticks that may be made up for at once
+MAX_REST = 50  # periods
 LATENESS_SAMPLES = 4096  # 82 s of ticks at 20 ms
 
 _NS_PER_MS = 1_000_000
@@ -36,8 +40,9 @@ class TimerLoop(Protocol):
 class Ticker:
     """Calls `tick(now_ns)` every `period_ns`, first one period after `start()`.
 
-    `clock` counts in nanoseconds as time.monotonic_ns does. Counts for the operator: `ticks` run,
-    `skipped` after stalls, `errors` raised by `tick` (logged; the next tick runs all the same).
+    `due(now_ns)`: when the next tick has something to do. `clock` counts in nanoseconds as
+    time.monotonic_ns does. Counts for the operator: `ticks` run, `skipped` after stalls, `rested`
+    because nothing was due, `errors` raised by `tick` (logged; the next tick runs all the same).
     """
 
     def __init__(
@@ -46,19 +51,23 @@ class Ticker:
         tick: Callable[[int], None],
         loop: TimerLoop,
         clock: Callable[[], int] = time.monotonic_ns,
+        due: Callable[[int], int] = lambda now_ns: now_ns,
     ) -> None:
         if period_ns <= 0:
             raise ValueError(f"a period of {period_ns} ns")
         self.ticks = 0
         self.skipped = 0
+        self.rested = 0
         self.errors = 0
         self._period_ns = period_ns
         self._tick = tick
         self._loop = loop
         self._clock = clock
+        self._due = due
         self._deadline_ns = 0
         self._timer: Timer | None = None
         self._lateness_ns = np.zeros(LATENESS_SAMPLES, np.int64)  # a ring, indexed by `ticks`
+        self._lateness_from = 0
 
     def start(self) -> None:
         """Start, or start afresh from now."""
@@ -73,11 +82,41 @@ class Ticker:
             self._timer.cancel()
             self._timer = None
 
+    @property
+    def number(self) -> int:
+        """Of the tick that runs: how many periods its deadline is after the first tick's."""
+        return self.ticks + self.skipped + self.rested - 1
+
+    @property
+    def deadline_ns(self) -> int:
+        """Of the next tick."""
+        return self._deadline_ns
+
+    def wake(self) -> None:
+        """Something has come in, so the next tick may be due sooner."""
+        if self._timer is None:
+            return
+        now_ns = self._clock()
+        waiting_ns = self._deadline_ns - max(now_ns, self._due(now_ns))
+        early = (waiting_ns - 1) // self._period_ns  # not to a deadline that has had its tick
+        if early > 0:
+            self._timer.cancel()
+            self._deadline_ns -= early * self._period_ns
+            self.rested -= early
+            self._arm(now_ns)
+
     def lateness(self) -> dict[str, float]:
         """How late the last ticks began, in ms: p50, p99, max (zeros before the first tick)."""
-        recent_ns = self._lateness_ns[: min(max(self.ticks, 1), LATENESS_SAMPLES)]
+        first = max(self._lateness_from, self.ticks - LATENESS_SAMPLES)
+        recent_ns = self._lateness_ns[np.arange(first, self.ticks) % LATENESS_SAMPLES]
+        if not len(recent_ns):
+            return {"p50": 0.0, "p99": 0.0, "max": 0.0}
         p50, p99, longest = np.percentile(recent_ns, [50, 99, 100]) / _NS_PER_MS
         return {"p50": float(p50), "p99": float(p99), "max": float(longest)}
+
+    def forget_lateness(self) -> None:
+        """`lateness` is of the ticks from now on."""
+        self._lateness_from = self.ticks
 
     def _arm(self, now_ns: int) -> None:
         # Rounded up to the resolution of the loops: a re-armed timer waits instead of spinning.
@@ -98,7 +137,17 @@ class Ticker:
         self._run(now_ns, late_ns)
         self._deadline_ns += self._period_ns
         if self._timer is timer:  # the tick did not stop or restart us
-            self._arm(self._clock())
+            now_ns = self._clock()
+            self._rest(now_ns)
+            self._arm(now_ns)
+
+    def _rest(self, now_ns: int) -> None:
+        """Moves the deadline to the first one at which something is due."""
+        due_ns = self._due(now_ns)
+        if due_ns > max(now_ns, self._deadline_ns):
+            periods = min(-((self._deadline_ns - due_ns) // self._period_ns), MAX_REST)
+            self._deadline_ns += periods * self._period_ns
+            self.rested += periods
 
     def _run(self, now_ns: int, late_ns: int) -> None:
         self._lateness_ns[self.ticks % LATENESS_SAMPLES] = late_ns

@@ -7,6 +7,9 @@ an AF_INET socket, and the address a sockaddr_in padded with zeros.
 
 What the kernel does not take at once is counted and dropped: late audio is worth nothing, and
 control frames are repeated by the reliable channel.
+
+Where there is a second core, large batches go to the kernel from a thread of their own: a send is
+the kernel's work, so meanwhile the next batch can be sealed.
 """
 
 import asyncio
@@ -16,7 +19,9 @@ import socket
 import struct
 import sys
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +38,7 @@ from spaces_server.net.mmsg import (
 )
 
 SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
+OVERLAP_ROWS = 256  # a batch that takes the kernel much longer than a thread takes to wake
 
 _SOCKADDR_IN = struct.Struct("=H2s4s20x")  # family, port, address; 16 bytes and our padding
 _SOCKADDR_IN6 = struct.Struct("=H2sI16sI")  # family, port, flow label, address, scope
@@ -73,12 +79,16 @@ class Transport(Protocol):
 
     def send_batch(
         self, arena: NDArray[np.uint8], lengths: NDArray[np.int32], addresses: NDArray[np.uint8]
-    ) -> int:
-        """Send `arena[i, :lengths[i]]` to `addresses[i]` for every row; returns how many went.
+    ) -> None:
+        """Send `arena[i, :lengths[i]]` to `addresses[i]` for every row, now or soon: the arrays
+        must stay as they are until `flush`.
 
         arena: (n, stride), lengths: int32 (n,), addresses: uint8 (n, 28), all C-contiguous. What
         the kernel does not take is counted and dropped. Raises ValueError for other arrays.
         """
+
+    def flush(self) -> None:
+        """Wait until all batches are sent."""
 
     def close(self) -> None:
         """Close the socket. What is sent afterwards goes nowhere."""
@@ -149,16 +159,17 @@ async def open_transport(
     *,
     mmsg: bool = AVAILABLE,
     ipv6: bool = socket.has_ipv6,
+    cores: int = 1,
 ) -> Transport:
     """Bind UDP `host`:`port` (port 0: any free one) and start to receive.
 
     `host` is a name or an address; "" and "::" mean every address of the machine. `receive` is
-    called in the event loop with one or more (data, address). `mmsg` and `ipv6` say what of the
-    machine to use. Raises TransportError.
+    called in the event loop with one or more (data, address). `mmsg`, `ipv6` and `cores` say what
+    of the machine to use. Raises TransportError.
     """
     sock, family = await _bind(host, port, ipv6)
     if mmsg:
-        return MmsgTransport(sock, family, receive)
+        return MmsgTransport(sock, family, receive, overlap=cores > 1)
     transport = PortableTransport(sock, family, receive)
     await transport.start()
     return transport
@@ -257,15 +268,18 @@ class _SocketTransport(ABC):
 
     def send_batch(
         self, arena: NDArray[np.uint8], lengths: NDArray[np.int32], addresses: NDArray[np.uint8]
-    ) -> int:
+    ) -> None:
         _check_batch(arena, lengths, addresses)
-        if self._closed or not len(lengths):
-            return 0
-        sent, refused = self._send_rows(arena, lengths, addresses)
+        if len(lengths) and not self._closed:
+            self._count(len(lengths), *self._send_rows(arena, lengths, addresses))
+
+    @abstractmethod
+    def flush(self) -> None: ...
+
+    def _count(self, rows: int, sent: int, refused: int) -> None:
         self.stats.sent += sent
         self.stats.send_refused += refused
-        self.stats.send_short += len(lengths) - sent - refused
-        return sent
+        self.stats.send_short += rows - sent - refused
 
     @abstractmethod
     def _send_one(self, data: bytes, address: bytes) -> None:
@@ -303,18 +317,43 @@ def _check_batch(
 class MmsgTransport(_SocketTransport):
     """Linux: recvmmsg when the socket is readable, sendmmsg over a prebuilt table."""
 
-    def __init__(self, sock: socket.socket, family: int, receive: Receive) -> None:
+    def __init__(
+        self, sock: socket.socket, family: int, receive: Receive, *, overlap: bool
+    ) -> None:
+        """overlap: whether there is a second core to send from."""
         super().__init__(sock, family, receive)
         self._sender = Sender(sock.fileno(), 28 if family == socket.AF_INET6 else 16)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="send") if overlap else None
+        self._sending: deque[tuple[int, Future[tuple[int, int]]]] = deque()
         self._receiver = Receiver(sock.fileno())
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
     def close(self) -> None:
         if not self._closed:
+            self.flush()
             self._closed = True
+            if self._thread is not None:
+                self._thread.shutdown()
             self._loop.remove_reader(self._sock.fileno())
             self._sock.close()
+
+    def send_batch(
+        self, arena: NDArray[np.uint8], lengths: NDArray[np.int32], addresses: NDArray[np.uint8]
+    ) -> None:
+        # Smaller ones wait for those under way: the table of the sender is one.
+        if self._thread is None or (len(lengths) < OVERLAP_ROWS and not self._sending):
+            super().send_batch(arena, lengths, addresses)
+            return
+        _check_batch(arena, lengths, addresses)
+        if not self._closed:
+            sending = self._thread.submit(self._send_rows, arena, lengths, addresses)
+            self._sending.append((len(lengths), sending))
+
+    def flush(self) -> None:
+        while self._sending:
+            rows, sending = self._sending.popleft()
+            self._count(rows, *sending.result())
 
     def _send_one(self, data: bytes, address: bytes) -> None:
         self._sender.send(data, address)
@@ -354,6 +393,9 @@ class PortableTransport(_SocketTransport, asyncio.DatagramProtocol):
         if not self._closed:
             self._closed = True
             self._endpoint.close()
+
+    def flush(self) -> None:
+        """Every batch was sent at once."""
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         if len(data) > DATAGRAM_BYTES:

@@ -184,9 +184,19 @@ class EndSpace:
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """The asker's session is this member's from now on."""
+    """The asker's session is this member's from now on.  packet_ms: the most audio that it takes
+    in one datagram."""
 
     member: int
+    packet_ms: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """The member is on stage from now on, or is not any more."""
+
+    member: int
+    on_stage: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +260,7 @@ Effect = (
     | RemoveFromSpace
     | EndSpace
     | Entered
+    | Staged
     | Tell
     | SourceAdded
     | SourceRemoved

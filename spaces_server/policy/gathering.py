@@ -29,6 +29,7 @@ from spaces_server.policy.effects import (
     SourceAdded,
     SourceRemoved,
     SpaceEnded,
+    Staged,
     Tell,
     Who,
 )
@@ -175,6 +176,7 @@ class Gathering:
         # Removals are kept for as long as the space lives: a limit would let somebody back in.
         self._removed: set[Who] = {r.account or r.key for r in removals}
         self._removed_hosts: set[bytes] = set()  # where they came from: no guest comes from there
+        self._lost: dict[Who, int] = {}  # listeners whose session was lost, until when, in order
         self._invites = Invites(record.id, entropy, invites)
 
         self._chat = Chat()
@@ -295,6 +297,17 @@ class Gathering:
             self._check_stage(account)
         return invite
 
+    def expects(self, asker: Asker, now: Moment) -> bool:
+        """Whether this is no newcomer: they are here, or were until their session was lost a while
+        ago, or have a place on stage, or are the host."""
+        who = asker.who
+        return (
+            who in self._by_who
+            or who in self._stage.places
+            or who == self.record.host
+            or self._lost.get(who, now.ns) > now.ns
+        )
+
     def _check_stage(self, account: int) -> None:
         """Whoever is about to hear somebody whom they blocked is warned first."""
         blocked = [
@@ -332,6 +345,7 @@ class Gathering:
         self._ids.append(person.id)
         self._by_who[who] = person
         self._stage.absent.pop(person.account, None)
+        self._lost.pop(who, None)
         if invite is not None:
             self._changes += self._invites.use(invite, who)
         self._hear(person)
@@ -352,11 +366,14 @@ class Gathering:
         return self._done(now)
 
     def lost(self, member: int, now: Moment) -> list[Effect]:
-        """A member's session is gone.  A place on stage is kept for a while."""
+        """A member's session is gone.  A place on stage is kept for a while, and so is a
+        listener's, if there are too many."""
         person = self._members[member]
         self._go(person)
         if person.account in self._stage.places:
             self._keep_place(person.account, now)
+        else:
+            self._expect_again(person.who, now)
         return self._done(now)
 
     def remove(self, who: Who, moderator: int, now: Moment, text: str) -> list[Effect]:
@@ -417,6 +434,12 @@ class Gathering:
 
     def _keep_place(self, account: int, now: Moment) -> None:
         self._stage.absent[account] = now.ns + self._rules.grace_s * SECOND_NS
+
+    def _expect_again(self, who: Who, now: Moment) -> None:
+        lost = self._lost
+        lost[who] = now.ns + self._rules.grace_s * SECOND_NS
+        while len(lost) > self._rules.max_members or next(iter(lost.values())) <= now.ns:
+            del lost[next(iter(lost))]
 
     def _vacate(self, account: int, text: str, now: Moment) -> None:
         """A place on stage is free again, if this account had one.  text: why the space ends, if
@@ -493,6 +516,7 @@ class Gathering:
             self._listed,
             self._offers,
             self._removed_hosts,
+            self._lost,
         ):
             memory.clear()
 
@@ -603,11 +627,14 @@ class Gathering:
             person.hand = 0
             self._offers.pop(person.id, None)
         self._changed(person)
+        on_stage = place is not None
+        if on_stage is not was_on_stage:
+            self._out.append(Staged(person.id, on_stage))
         if person.speaks and not spoke:
             self._sound(person)
         elif spoke and not person.speaks:
             self._out.append(SourceRemoved(person.id))
-        if place is not None and not was_on_stage:
+        if on_stage and not was_on_stage:
             for hearer in self._blocked_with(person.account):
                 self._warn(hearer, person)
 

@@ -42,6 +42,7 @@ from spaces_server.policy.people import People
 from spaces_server.policy.posts import Posts
 from spaces_server.policy.programme import LiveInfo, Programme
 from spaces_server.policy.space import Space, SpaceRules
+from spaces_server.policy.volumes import AS_IT_IS
 from spaces_server.records import InviteRecord, Loaded, RemovalRecord, StageRecord
 
 IN_A_SPACE = frozenset({
@@ -64,6 +65,9 @@ OPEN_TO_GUESTS = frozenset({
 })  # fmt: skip
 OPEN_TO_THE_WAITING = frozenset({frames.ListMessages, frames.Report})  # an account will do
 CHORES_NS = 10 * 1_000_000_000  # what is looked after by date
+FULL = "the server is full for now: with one more the sound would break up for all; try again later"
+TOO_BUSY = "the server is too busy for another mix of one's own now; try again later"
+RETRY_MS = 10_000  # what the server carries does not change sooner
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,8 @@ Recording = Callable[[Place], list[tuple[int, bytes]]]
 
 class House:
     """present: whether somebody of an account is connected.  recording: what a member said last,
-    as (timestamp, Opus) packets."""
+    as (timestamp, Opus) packets.  crowded: whether one more in this space (empty: in a new one), or
+    one more mix for it, is more than the server can carry now."""
 
     def __init__(
         self,
@@ -106,6 +111,7 @@ class House:
         rules: HouseRules,
         present: Callable[[int], bool],
         recording: Recording,
+        crowded: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.people = People(loaded, entropy, guests=rules.guests, access=rules.access)
         self.programme = Programme(loaded, self.people, self._live, entropy)
@@ -119,6 +125,8 @@ class House:
         self._entropy = entropy
         self._rules = rules
         self._recording = recording
+        self._crowded = crowded
+        self.refused_joins = 0  # because it was
         self._chores_ns = now.ns
         stages = _by_space(loaded.of(StageRecord))
         removals = _by_space(loaded.of(RemovalRecord))
@@ -158,6 +166,8 @@ class House:
             if place is None:
                 raise RefusedError(ErrorCode.NOT_JOINED)
             space = self.spaces[place.space]
+            if isinstance(request, frames.SetVolume) and request.percent != AS_IT_IS:
+                self._check_mix(place.space)
             return self._expand(place.space, space.handle(place.member, asker, request, now), now)
         if kind in OF_PEOPLE:
             return self._expand("", self.people.handle(asker, request, now), now)
@@ -194,6 +204,7 @@ class House:
         self.people.require(asker)
         if len(self.spaces) >= self._rules.max_spaces:
             raise RefusedError(ErrorCode.SERVER_FULL)
+        self._check_room("")
         record, effects = self.programme.open(asker, request, now)
         space = Space(record, self.people, self._entropy, self._rules.space)
         self.spaces[record.id] = space
@@ -210,13 +221,28 @@ class House:
         if account is None:
             self.people.require_listener(asker)
         invite = space.check_entry(asker, request, now)
+        if not space.expects(asker, now):
+            self._check_room(space.record.id)
         if account is not None:
             if invite is not None:
                 granted = self.people.grant_by_invitation(account.id, invite.issuer, now)
             self.people.require(asker)
         member, entering = space.enter(asker, request, now)
         answer = Answer(space.joined(request.id, member))
-        return self._expand(request.space, [Entered(member), answer, *granted, *entering], now)
+        entered = Entered(member, request.packet_ms)
+        return self._expand(request.space, [entered, answer, *granted, *entering], now)
+
+    def _check_room(self, space_id: str) -> None:
+        """Newcomers are refused before those who are in have to hear that there are too many."""
+        if self._crowded(space_id):
+            self.refused_joins += 1
+            raise RefusedError(ErrorCode.UNAVAILABLE, FULL, RETRY_MS)
+
+    def _check_mix(self, space_id: str) -> None:
+        """A volume that somebody sets for themselves alone may be one more encode.  (A block may be
+        too, but it is not for the server to keep people from that.)"""
+        if self._crowded(space_id):
+            raise RefusedError(ErrorCode.UNAVAILABLE, TOO_BUSY, RETRY_MS)
 
     def _report_member(
         self, asker: Asker, place: Place | None, request: frames.Report, now: Moment

@@ -36,6 +36,7 @@ MS = 1_000_000
 NEVER_NS = 1 << 62
 
 HELLO, WELCOME, COOKIE, REFUSED, CONTROL, AUDIO, FEED = 1, 2, 3, 4, 0x10, 0x11, 0x12
+CROWD = 0x13
 PAD, DATA, ACK, PING, PONG, CLOSE = range(6)
 FIRST, LAST = 1, 2  # the same bits for segments (8.1) and audio packets (12.3)
 LEAVING, SHUTDOWN, PROTOCOL, TOO_SLOW, TIMEOUT, REPLACED, UNREACHABLE, EXPELLED = range(8)
@@ -1041,6 +1042,19 @@ def read_mix(text: bytes) -> Mix | None:
     return Mix(_n(text[:4]), flags, audible, text[6 + 4 * n :])
 
 
+def read_crowd(text: bytes) -> list[Mix]:
+    """The packets of the mix in a CROWD datagram, up to the first that is not one (12.9)."""
+    packets: list[Mix] = []
+    while text and len(packets) < 3:
+        end = 2 + _n(text[:2])
+        packet = read_mix(text[2:end])
+        if len(text) < max(2, end) or packet is None:
+            break
+        packets.append(packet)
+        text = text[end:]
+    return packets
+
+
 def opus_samples(packet: bytes) -> int:
     """Duration of an Opus packet at 48 kHz (RFC 6716, section 3.1 and table 2)."""
     config, code = packet[0] >> 3, packet[0] & 3
@@ -1352,7 +1366,7 @@ class Client:
     ASK_NS = 1_000 * MS
     MAX_LOOK_NS = 64_000 * MS
     MAX_ATTEMPTS = 15
-    PROBES_NS = (50 * MS, 100 * MS, 200 * MS, *(400 * MS,) * 5)
+    PROBES_NS = (90 * MS, 100 * MS, 200 * MS, *(400 * MS,) * 5)
 
     def __init__(
         self, server_public: bytes, identity: bytes, entropy: Entropy, now_ns: int, agent: str = ""
@@ -1398,6 +1412,8 @@ class Client:
 
     def request(self, kind: str, **fields: Any) -> int:
         """Queue a request; returns its `id`, the `re` of the reply to come."""
+        if kind == "join":
+            fields = {"packet_ms": 60, **fields}
         number = self.next_id
         self.next_id += 1
         self.asked[number] = (kind, fields)
@@ -1477,7 +1493,7 @@ class Client:
             return
         if (
             self._chains is None
-            or datagram[0] not in (CONTROL, AUDIO, FEED)
+            or datagram[0] not in (CONTROL, AUDIO, FEED, CROWD)
             or not SEALED_OVERHEAD_BYTES <= len(datagram) <= MAX_DATAGRAM_BYTES
             or _n(datagram[8:12]) != self._hello.index
         ):
@@ -1545,10 +1561,12 @@ class Client:
             batch = read_batch(text)
             if batch and batch["space"] == self.view.space:
                 self._take_batch(self.view, batch)
-        elif (mix := read_mix(text)) is not None:
-            self.playout.put(mix, now_ns)
+            return
+        mix = read_mix(text) if kind == AUDIO else None
+        for packet in read_crowd(text) if kind == CROWD else [mix] if mix is not None else []:
+            self.playout.put(packet, now_ns)
             self._probes = 0
-            self._probe_ns = NEVER_NS if mix.flags & LAST else now_ns + self.PROBES_NS[0]
+            self._probe_ns = NEVER_NS if packet.flags & LAST else now_ns + self.PROBES_NS[0]
 
     def _take_batch(self, view: View, batch: Frame) -> bool:
         applied = view.take_batch(batch["first"], batch["updates"], batch["hash"])

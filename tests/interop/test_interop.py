@@ -514,8 +514,11 @@ def test_the_worked_example_is_reproduced() -> None:
                 secret = spec.next_secret(secret)
 
     made["join frame"] = spec.write_frame(
-        {"type": "join", "id": 1, "space": link.space, "name": "Ada", "despite_blocked": False}
-    )
+        {
+            "type": "join", "id": 1, "space": link.space, "name": "Ada", "despite_blocked": False,
+            "packet_ms": 60,
+        }
+    )  # fmt: skip
     sender = spec.ReliableSender()
     sender.send(made["join frame"])
     data = sender.poll(0, 1_000)
@@ -538,12 +541,16 @@ def test_the_worked_example_is_reproduced() -> None:
     for name, kind in (
         ("AUDIO, server to client, counter 0", spec.AUDIO),
         ("FEED, server to client, counter 1", spec.FEED),
+        ("CROWD, server to client, counter 2", spec.CROWD),
     ):
         text = ours.open_media.open(example[name])
         assert text is not None
         made[re.sub(r"(, server.*)?, counter.*", "", name) + " plaintext"] = text
         made[name] = theirs.seal(kind, index, text)
     made["AUDIO plaintext, server to client"] = made.pop("AUDIO plaintext")
+    assert spec.read_crowd(made["CROWD plaintext"]) == [
+        mixed, spec.Mix(1_000_960, spec.LAST, (), silence)
+    ]  # fmt: skip
     batch = spec.read_batch(made["FEED plaintext"])
     assert batch is not None
     view = spec.View(batch["space"], spec.Member(7, "Ada"), number=batch["first"] - 1)
@@ -955,6 +962,8 @@ class Guesses:
             return self.rng.choice(["text", " ", "a\tb", "text two"])
         if name == "percent":
             return self.rng.randrange(201)
+        if name == "packet_ms":
+            return self.rng.randrange(20, 61)
         assert form.startswith("u32"), (name, form)
         return self.rng.randrange(8) if name != "after" else self.rng.choice([0, 1, 2**31])
 
@@ -1562,6 +1571,49 @@ def test_mutes_holds_and_volumes_are_heard() -> None:
     heard_by(bob, host)
     for guest in everyone:
         guest_agrees(world, guest)
+
+
+def test_a_crowd_hears_what_one_hears_alone() -> None:
+    world = MixedWorld(83, limits=Limits(complexity=0, crowd_above=1))
+    host, ada, bob = everyone = world.accounts("host", "ada", "bob", tones=TONES)
+    kinds: dict[bytes, set[int]] = {}
+    world.on_send.append(
+        lambda _, to, data: kinds.setdefault(world.network._private.get(to, to), set()).add(data[0])
+    )
+    world.space(host, ada, bob)
+    host.talking = True
+    for crowded in (True, False):
+        world.run(800)
+        kinds.clear()
+        from_ns = world.now_ns
+        world.run(1_000)
+        assert (spec.CROWD in kinds[bob.address]) is crowded
+        assert (spec.AUDIO in kinds[bob.address]) is not crowded
+        for listener in (ada, bob):
+            hears(listener, [guest for guest in everyone if guest.talking], from_ns, world.now_ns)
+        if crowded:
+            world.brings_up(host, ada, bob)
+            host.talking, ada.talking = True, False
+    assert bob.client.lost() == 0
+    for guest in everyone:
+        guest_agrees(world, guest)
+
+
+@pytest.mark.parametrize(
+    ("text", "packets"),
+    [
+        (b"", 0),
+        (b"\0", 0),
+        (b"\0\0", 0),
+        (b"\0\6" + bytes(6), 0),
+        (b"\0\7" + bytes(7), 1),
+        (b"\0\7" + bytes(6), 0),
+        ((b"\0\7" + bytes(7)) * 2 + b"\0\7\0\0\0\0\4\0\0", 2),
+        ((b"\0\7" + bytes(7)) * 4, 3),
+    ],
+)
+def test_crowds_are_read_up_to_what_is_wrong(text: bytes, packets: int) -> None:
+    assert len(spec.read_crowd(text)) == packets
 
 
 def test_chat_and_who_may_take_it_back() -> None:
@@ -2258,9 +2310,8 @@ def test_a_violation_closes_the_session() -> None:
         for s in world.node.endpoint.sessions.values()
         if s.connection.address == world.network._public[other.address]
     ]
-    other.client.receive(
-        session.connection._control([(spec.DATA, bytes(4) + b"\x07x")]), world.now_ns
-    )
+    bad = spec.chunk(spec.DATA, bytes(4) + b"\x07x")
+    other.client.receive(session.connection._control_sealer.seal(Kind.CONTROL, bad), world.now_ns)
     world.pump(other)
     world.run(500)
     assert other.client.closed is not None

@@ -150,7 +150,7 @@ class OnlySpeakersAreMixed:
             space = node.spaces[room.id]
             taken = {member for member, s in room.mix.sources.items() if not s.stopped}
             assert taken == {m for m in room.members if space.speaks(m)}
-            assert room.members.keys() == space._members.keys() == room.mix.plan._row_of.keys()
+            assert room.members.keys() == space._members.keys() == room.mix.plan._hearers.keys()
         assert len(node.egress) == sum(len(room.members) for room in node._rooms.values())
         self.refused = sum(node.dropped.values())
 

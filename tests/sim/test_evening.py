@@ -11,6 +11,7 @@ from protocol import frames
 from protocol.connection import MS
 from protocol.roles import Role
 from spaces_client.client import Chat, Phase
+from spaces_server.node import Limits
 from tests.sim.checkers import (
     EncodesFollowRecipes,
     NoncesNeverRepeat,
@@ -37,8 +38,8 @@ class Evening:
     """One of twenty seconds.  blocked: pairs between whom there is a block, with the number of the
     newest line of chat that either may have said before."""
 
-    def __init__(self, seed: int) -> None:
-        self.world = World(seed, ROUGH)
+    def __init__(self, seed: int, limits: Limits | None = None) -> None:
+        self.world = World(seed, ROUGH, limits)
         self.rng: random.Random = self.world.rng
         self.blocked: list[tuple[Person, Person, int]] = []
         self.lines = 0
@@ -180,6 +181,12 @@ class Evening:
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_an_evening_on_a_bad_network(seed: int) -> None:
     Evening(seed).play()
+
+
+@pytest.mark.parametrize("seed", range(100, 100 + (SEEDS + 1) // 2))
+def test_an_evening_whose_audience_is_a_crowd_or_not(seed: int) -> None:
+    """Two who listen are one, until everybody is on stage or gone."""
+    Evening(seed, Limits(complexity=0, crowd_above=1)).play()
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:

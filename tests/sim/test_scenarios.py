@@ -1,6 +1,9 @@
 """Single stories on the simulated network, each with one point."""
 
+from collections import Counter, defaultdict
 from itertools import pairwise
+
+import msgpack
 
 from protocol import frames
 from protocol.connection import MS
@@ -91,6 +94,106 @@ def _count_hellos(world: World) -> list[bytes]:
     seen: list[bytes] = []
     world.on_send.append(lambda _s, _d, data: seen.append(data) if data[0] == Kind.HELLO else None)
     return seen
+
+
+def _media_to(world: World) -> dict[bytes, Counter[int]]:
+    """Whose address -> how many datagrams of each kind of audio the server sends there from now
+    on."""
+    sent: dict[bytes, Counter[int]] = defaultdict(Counter)
+
+    def watch(_source: bytes, destination: bytes, data: bytes) -> None:
+        if data[0] in (Kind.AUDIO, Kind.CROWD) and destination in world.network._private:
+            sent[world.network._private[destination]][data[0]] += 1
+
+    world.on_send.append(watch)
+    return sent
+
+
+CROWDED = Limits(complexity=0, crowd_above=3)
+
+
+def test_a_crowd_hears_what_the_stage_hears_in_a_third_of_the_datagrams() -> None:
+    world = World(21, Path(latency_ms=10.0, jitter_ms=2.0), CROWDED)
+    NoncesNeverRepeat(world)
+    EncodesFollowRecipes(world)
+    people = world.gathered(TONES[:2], listeners=6)
+    for talking in ([0], [], [0, 1]):
+        for number, person in enumerate(people):
+            person.talking = number in talking
+        world.run(1_000)
+        from_ns = world.now_ns
+        world.run(1_000)
+        for person in people:
+            hears_exactly(person, [people[n] for n in talking], people, from_ns, world.now_ns)
+    concealed = [p.client.playout.stats.concealed_samples for p in people]
+    sent = _media_to(world)
+    world.run(1_200)
+    for person in people[:2]:
+        assert sent[person.address] == {Kind.AUDIO: 60}
+    for person in people[2:]:
+        assert sent[person.address] == {Kind.CROWD: 20}
+        assert person.client.playout.stats.delay_ns <= 90 * MS
+    assert [p.client.playout.stats.concealed_samples for p in people] == concealed
+    assert all(p.client.received.lost == p.client.received.malformed == 0 for p in people)
+
+
+def test_from_the_crowd_to_the_stage_and_back() -> None:
+    world = World(22, Path(latency_ms=10.0, jitter_ms=2.0), CROWDED)
+    people = world.gathered(TONES[:1], listeners=6)
+    host, guest = people[0], people[3]
+    guest.tone_hz = TONES[1]
+    host.talking = True
+    world.run(2_000)
+    concealed = guest.client.playout.stats.concealed_samples
+    world.answer(guest, frames.RaiseHand)
+    world.answer(host, frames.BringUp, member=guest.me.id)
+    sent = _media_to(world)
+    guest.talking = True
+    world.run(2_000)
+    assert sent[guest.address].keys() == {Kind.AUDIO}
+    for person in people:
+        hears_exactly(person, [host, guest], people, world.now_ns - 1_000 * MS, world.now_ns)
+    world.answer(guest, frames.TakeDown)
+    world.run(200)
+    sent.clear()
+    world.run(1_200)
+    assert sent[guest.address] == {Kind.CROWD: 20}
+    stats = guest.client.playout.stats
+    assert stats.concealed_samples - concealed <= 3 * 960, "while its jitter buffer learns it"
+    assert stats.duplicate == 0
+    assert guest.client.received.lost == 0
+
+
+def test_a_crowd_of_old_clients_gets_what_they_know() -> None:
+    world = World(23, CLEAN, CROWDED)
+    people = world.connected(6, TONES[:1])
+    world.registered(people)
+    opened = world.answer(people[0], frames.Open, title="sim")
+    assert isinstance(opened, frames.Joined)
+    for person in people[1:]:
+        connection = person.client._connection
+        assert connection is not None
+        person.client._last_id += 1
+        request = {"type": "join", "id": person.client._last_id, "space": opened.space}
+        connection.send(msgpack.packb(request))
+    world.run_until(lambda: all(p.inside for p in people))
+    sent = _media_to(world)
+    people[0].talking = True
+    world.run(500)
+    assert {kind for person in people for kind in sent[person.address]} == {Kind.AUDIO}
+
+
+def test_audio_goes_on_after_one_of_a_crowd_gets_another_address() -> None:
+    world = World(24, Path(latency_ms=30.0, jitter_ms=3.0), CROWDED)
+    people = world.gathered(TONES[:1], listeners=6)
+    people[0].talking = True
+    world.run(2_000)
+    probes = [p.client._probes for p in people]
+    from_ns = world.now_ns - 100 * MS
+    world.network.rebind(people[2].address)
+    world.run(1_500)
+    assert probes == [0] * 7
+    assert _longest_gap_ms(people[2], from_ns) <= 300
 
 
 def test_an_address_that_is_not_proven_gets_no_more_than_it_sent() -> None:

@@ -189,6 +189,8 @@ class World:
         self._digest.update(b"%d" % self.now_ns + source + destination + data)
         if destination == SERVER:
             self.node.receive_datagram(data, source, self.now_ns)
+            while self.node.waiting:
+                self.node.work(self.now_ns)
             self._drain()
             return
         person = next(p for p in self.people if p.address == destination)
@@ -199,8 +201,7 @@ class World:
 
     def _tick(self) -> None:
         self.ticks += 1
-        batch = self.node.tick(self.ticks * BLOCK, self.now_ns)
-        if batch is not None:
+        for batch in self.node.tick(self.ticks * BLOCK, self.now_ns):
             for row, length, address in zip(
                 batch.arena, batch.lengths, batch.addresses, strict=True
             ):

@@ -207,6 +207,8 @@ class Hall:
             for guest in self.guests:
                 for datagram in guest.client.transmit(self.now_ns):
                     self.send(guest, datagram)
+            while self.node.waiting:
+                self.node.work(self.now_ns)
             busy = self.shelf.serve(self.node, self.now_ns)
             sent = self.node.drain(self.now_ns)
             self.deliver(sent)
@@ -235,8 +237,7 @@ class Hall:
                 self.send(speaker, packet)
             self.now_ns += TICK_NS
             self.ticks += 1
-            batch = self.node.tick(self.ticks * FRAME, self.now_ns)
-            if batch is not None:
+            for batch in self.node.tick(self.ticks * FRAME, self.now_ns):
                 rows = zip(batch.arena, batch.lengths, batch.addresses, strict=True)
                 self.deliver([(row[:n].tobytes(), to.tobytes()) for row, n, to in rows])
             for guest in self.guests:

@@ -75,12 +75,22 @@ STORE = modules("spaces_server/store")
 NET = modules("spaces_server/net")
 RECORDS = "spaces_server.records"
 POLICY = [*modules("spaces_server/policy"), RECORDS]
-PARTS = [f"spaces_server.{name}" for name in ("node", "endpoint", "ledger", "recorder")]
+PARTS = [f"spaces_server.{name}" for name in ("node", "endpoint", "governor", "ledger", "recorder")]
 SHELL_OF_THE_SERVER = [
     "spaces_server",
     *(
         f"spaces_server.{name}"
-        for name in ("__main__", "admin", "child", "cli", "config", "demo", "server", "story")
+        for name in (
+            "__main__",
+            "admin",
+            "child",
+            "cli",
+            "config",
+            "demo",
+            "gauge",
+            "server",
+            "story",
+        )
     ),
 ]
 CLIENTS_OF_THE_SERVER = ["spaces_server.admin", "spaces_server.story"]

@@ -13,7 +13,7 @@ from protocol.connection import MS, CloseCode, Message, State
 from protocol.frames import ErrorCode, Frame, Member, Request, Settings, Snapshot, encode_update
 from protocol.link import Link
 from protocol.noise import public_key
-from protocol.packets import DownlinkAudio, Kind
+from protocol.packets import AudioFlag, DownlinkAudio, Kind
 from protocol.roles import Role
 from protocol.state_hash import StateHash
 from spaces_client import client as c
@@ -147,6 +147,7 @@ class Hall:
 
     def _to_server(self, data: bytes) -> None:
         received = self.endpoint.receive(data, HOME, self.now_ns)
+        self.endpoint.work(self.now_ns)
         if received is None:
             return
         session, events, _ = received
@@ -684,6 +685,75 @@ def test_what_is_counted_and_heard_begins_anew_with_the_session() -> None:
     hall.run(1 * S)
     assert hall.client.received.packets == 0
     assert hall.client.playout is not playout, "another server's time has nothing to do with it"
+
+
+def mix(timestamp: int, flags: int = 0) -> bytes:
+    return DownlinkAudio(timestamp, flags, (), b"\xf8\xff\xfe").pack()
+
+
+def crowd(*packets: bytes) -> bytes:
+    return b"".join(len(packet).to_bytes(2) + packet for packet in packets)
+
+
+def test_packets_of_a_crowd_are_taken_one_by_one() -> None:
+    hall = joined()
+    packets = [mix(960, AudioFlag.FIRST), mix(1_920), mix(2_880)]
+    hall.take(hall.session.connection.send_media(Kind.CROWD, crowd(*packets)))
+    heard = [event.audio for event in hall.seen() if isinstance(event, c.Heard)]
+    assert heard == [DownlinkAudio.unpack(packet) for packet in packets]
+    assert hall.client.playout.stats.accepted == 3
+    assert (hall.client.received.packets, hall.client.received.malformed) == (1, 0)
+    hall.run(c.PACKET_MS * MS)
+    hall.take(
+        hall.session.connection.send_media(
+            Kind.CROWD, crowd(mix(3_840), mix(4_800, AudioFlag.LAST))
+        )
+    )
+    hall.run(1 * S)
+    assert hall.client.playout.stats.accepted == 5
+    assert hall.client._probes == 0, "a crowd's pauses are none, and LAST is the last"
+
+
+@pytest.mark.parametrize(
+    ("plaintext", "taken"),
+    [
+        (b"", 0),
+        (b"\0", 0),
+        (crowd(b""), 0),
+        (crowd(mix(960))[:-1], 0),
+        (crowd(mix(960), mix(1_920))[:-1], 1),
+        (crowd(mix(960), mix(1_920, 4), mix(2_880)), 1),
+        (crowd(mix(960), mix(1_920), mix(2_880), mix(3_840)), 3),
+        (crowd(mix(960), mix(1_920)) + b"\0", 2),
+    ],
+)
+def test_the_rest_of_a_malformed_crowd_is_dropped_and_counted(plaintext: bytes, taken: int) -> None:
+    hall = joined()
+    hall.take(hall.session.connection.send_media(Kind.CROWD, plaintext))
+    assert sum(isinstance(event, c.Heard) for event in hall.seen()) == taken
+    assert hall.client.playout.stats.accepted == taken
+    assert (hall.client.received.packets, hall.client.received.malformed) == (1, 1)
+
+
+def test_a_crowd_outside_of_a_space_is_dropped() -> None:
+    hall = connected()
+    hall.take(hall.session.connection.send_media(Kind.CROWD, crowd(mix(960), mix(1_920))))
+    assert hall.seen() == []
+    assert hall.client.playout.stats.accepted == 0
+
+
+def test_every_join_says_what_is_taken_in_one_datagram() -> None:
+    hall = joined()
+    hall.ask(frames.Leave)
+    hall.ask(frames.Join, space="room")
+    hall.close(CloseCode.SHUTDOWN)
+    hall.restart()
+    hall.run(1 * S)
+    joins = hall.asked_for(frames.Join)
+    assert len(joins) == 2, "one asked for, one to come back"
+    for join in joins:
+        assert isinstance(join, frames.Join)
+        assert join.packet_ms == c.PACKET_MS == 60
 
 
 def test_requests_need_a_session() -> None:

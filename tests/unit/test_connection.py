@@ -315,7 +315,7 @@ def test_each_bad_datagram_is_counted_by_its_reason_and_changes_nothing() -> Non
         for size in (0, 1, 11, 12, 27):
             drop(server, control[:size], "malformed", address)
         drop(server, control.ljust(MAX_DATAGRAM_BYTES + 1, b"\0"), "malformed", address)
-        drop(server, bytes([0x13]) + control[1:], "unknown kind", address)
+        drop(server, bytes([max(Kind) + 1]) + control[1:], "unknown kind", address)
         drop(server, bytes([Kind.HELLO]) + control[1:], "unknown kind", address)
         drop(server, control[:-1], "forged", address)
         drop(server, control + b"\0", "forged", address)
@@ -440,7 +440,7 @@ def test_a_message_that_is_never_acknowledged_ends_the_session() -> None:
         if server._channel.failed:
             assert server.deadline_ns <= now_ns, "it is noticed at once"
         client.ping(now_ns)
-        heard = client._control([(Chunk.PING, bytes(TOKEN_BYTES))])
+        heard = sealed(client, chunk(Chunk.PING, bytes(TOKEN_BYTES)))
         server.receive(heard, HOME, now_ns)
         if server.deadline_ns <= now_ns:
             events = server.tick(now_ns)

@@ -3,6 +3,7 @@
 import os
 import struct
 import tracemalloc
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from protocol.connection import MS, Connection, Media, Roamed
 from protocol.packets import HEADER_BYTES, MAX_PLAINTEXT_BYTES, TAG_BYTES, Kind
 from protocol.sealing import EPOCH_PACKETS, SessionKeys
-from spaces_server.mixer.egress import ADDRESS_BYTES, Batch, Egress
+from spaces_server.mixer.egress import ADDRESS_BYTES, BATCH_ROWS, Batch, Egress
 
 SERVER = b"server".ljust(ADDRESS_BYTES, b".")
 NOW = 1_000 * MS
@@ -64,24 +65,23 @@ def pairs(count: int) -> list[Pair]:
     return [pair(number) for number in range(count)]
 
 
-def datagrams(batch: Batch | None) -> list[tuple[bytes, bytes]]:
+def datagrams(batches: Iterable[Batch]) -> list[tuple[bytes, bytes]]:
     """-> (address, datagram) of every row."""
-    if batch is None:
-        return []
-    assert len(batch.arena) == len(batch.lengths) == len(batch.addresses)
-    assert batch.arena.dtype == batch.addresses.dtype == np.uint8
-    assert batch.lengths.dtype == np.int32
-    return [
-        (address.tobytes(), row[:length].tobytes())
-        for row, length, address in zip(batch.arena, batch.lengths, batch.addresses, strict=True)
-    ]
+    seen = []
+    for batch in batches:
+        assert len(batch.arena) == len(batch.lengths) == len(batch.addresses)
+        assert batch.arena.dtype == batch.addresses.dtype == np.uint8
+        assert batch.lengths.dtype == np.int32
+        rows = zip(batch.arena, batch.lengths, batch.addresses, strict=True)
+        seen += [(address.tobytes(), row[:length].tobytes()) for row, length, address in rows]
+    return seen
 
 
-def deliver(batch: Batch | None, people: list[Pair]) -> dict[bytes, list[tuple[int, bytes]]]:
+def deliver(batches: Iterable[Batch], people: list[Pair]) -> dict[bytes, list[tuple[int, bytes]]]:
     """Brings every datagram to whom its address says; -> address -> [(kind, plaintext)]."""
     by_address = {p.address: p for p in people}
     got: dict[bytes, list[tuple[int, bytes]]] = {}
-    for address, datagram in datagrams(batch):
+    for address, datagram in datagrams(batches):
         (media,) = by_address[address].receive(datagram)
         got.setdefault(address, []).append((media.kind, media.plaintext))
     return got
@@ -89,9 +89,9 @@ def deliver(batch: Batch | None, people: list[Pair]) -> dict[bytes, list[tuple[i
 
 def test_nothing_to_send() -> None:
     egress = Egress()
-    assert egress.seal() is None
+    assert not list(egress.seal())
     egress.put(Kind.AUDIO, b"nobody", [])
-    assert egress.seal() is None
+    assert not list(egress.seal())
 
 
 def test_every_row_opens_at_its_own_client_only() -> None:
@@ -99,19 +99,19 @@ def test_every_row_opens_at_its_own_client_only() -> None:
     egress = Egress()
     rows = [egress.add(p.server) for p in people]
     egress.put(Kind.AUDIO, b"the mix", rows)
-    batch = egress.seal()
-    sent = datagrams(batch)
+    batches = list(egress.seal())
+    sent = datagrams(batches)
     assert [address for address, _ in sent] == [p.address for p in people]
     for address, datagram in sent:
         for person in people:
             if person.address != address:
                 assert person.client.receive(datagram, SERVER, NOW) is None
-    assert deliver(batch, people) == {p.address: [(Kind.AUDIO, b"the mix")] for p in people}
+    assert deliver(batches, people) == {p.address: [(Kind.AUDIO, b"the mix")] for p in people}
 
 
 def test_a_row_seals_as_its_connection_would() -> None:
     one, other = pair(7), pair(7)
-    other.server.media_sealer.aead = one.server.media_sealer.aead
+    other.server.media_sealer.key = one.server.media_sealer.key
     egress = Egress()
     egress.put(Kind.FEED, b"news", [egress.add(one.server)])
     ((_, datagram),) = datagrams(egress.seal())
@@ -126,15 +126,14 @@ def test_several_jobs_of_a_tick() -> None:
     egress.put(Kind.FEED, longest, rows)
     egress.put(Kind.AUDIO, b"one mix", rows[:3])
     egress.put(Kind.AUDIO, b"another", rows[3:])
-    batch = egress.seal()
-    assert batch is not None
+    (batch,) = egress.seal()
     assert set(batch.lengths.tolist()) == {1_200, HEADER_BYTES + 7 + TAG_BYTES}
-    got = deliver(batch, people)
+    got = deliver([batch], people)
     for person in people[:3]:
         assert got[person.address] == [(Kind.FEED, longest), (Kind.AUDIO, b"one mix")]
     assert got[people[3].address] == [(Kind.FEED, longest), (Kind.AUDIO, b"another")]
     assert egress.sealed == 8
-    assert egress.seal() is None  # a tick's jobs are of that tick
+    assert not list(egress.seal())  # a tick's jobs are of that tick
 
 
 def counters(person: Pair) -> list[int]:
@@ -185,16 +184,14 @@ def test_keys_are_renewed_at_the_border_of_an_epoch() -> None:
     people = pairs(3)
     for behind, person in enumerate(people):
         person.server.media_sealer.counter = EPOCH_PACKETS - 3 + behind
-    old_keys = [p.server.media_sealer.aead for p in people]
+    old_keys = [p.server.media_sealer.key for p in people]
     egress = Egress()
     rows = [egress.add(p.server) for p in people]
     for tick in range(6):
         egress.put(Kind.AUDIO, b"%d" % tick, rows)
         got = deliver(egress.seal(), people)
         assert got == {p.address: [(Kind.AUDIO, b"%d" % tick)] for p in people}
-        renewed = [
-            p.server.media_sealer.aead is not k for p, k in zip(people, old_keys, strict=True)
-        ]
+        renewed = [p.server.media_sealer.key != k for p, k in zip(people, old_keys, strict=True)]
         assert renewed == [tick >= 3, tick >= 2, tick >= 1]
 
 
@@ -237,7 +234,7 @@ def test_the_credit_is_that_of_the_row_now_not_of_whoever_had_it() -> None:
     first.server.credit_bytes = 0
     row = egress.add(first.server)
     egress.put(Kind.AUDIO, b"x", [row])
-    assert egress.seal() is None
+    assert not list(egress.seal())
     egress.remove(row)
     assert egress.add(second.server) == row
     egress.put(Kind.AUDIO, b"x", [row])
@@ -253,14 +250,44 @@ def test_a_thousand_rows() -> None:
     for tick in range(2):
         for number, quarter in enumerate(quarters):
             egress.put(Kind.AUDIO, b"%d: %d" % (tick, number) * (number + 1), quarter)
-        batch = egress.seal()
-        assert batch is not None
+        (batch,) = egress.seal()
         assert len(batch.lengths) == 1_000
-        got = deliver(batch, people)
+        got = deliver([batch], people)
         for number, quarter in enumerate(quarters):
             text = b"%d: %d" % (tick, number) * (number + 1)
             for row in quarter:
                 assert got[people[row].address] == [(Kind.AUDIO, text)]
+
+
+def test_a_batch_can_go_before_the_next_one_is_sealed() -> None:
+    person = pair(0)
+    egress = Egress()
+    rows = np.full(1, egress.add(person.server))
+    for _ in range(BATCH_ROWS + 1):
+        egress.put(Kind.AUDIO, b"to one", rows)
+    egress.put(Kind.FEED, b"to one", rows)
+    batches = egress.seal()
+    counted = []
+    for batch in batches:
+        deliver([batch], [person])
+        counted.append(len(person.headers))
+    assert counted == [BATCH_ROWS, BATCH_ROWS + 2]
+    assert counters(person) == list(range(BATCH_ROWS + 2))
+
+
+@pytest.mark.parametrize("count", [BATCH_ROWS - 1, BATCH_ROWS, BATCH_ROWS + 1, 3 * BATCH_ROWS])
+def test_a_large_job_is_cut_into_batches(count: int) -> None:
+    """Costs: one seal a row, and as many sends as batches."""
+    person = pair(0)
+    egress = Egress()
+    row = egress.add(person.server)
+    others = [egress.add(pair(1).server) for _ in range(2)]
+    egress.put(Kind.AUDIO, b"x", np.full(1, row))
+    egress.put(Kind.AUDIO, b"x", np.resize(others, count))
+    batches = [len(batch.lengths) for batch in egress.seal()]
+    assert sum(batches) == egress.sealed == count + 1
+    assert len(batches) <= -(-(count + 1) // BATCH_ROWS) + 1
+    assert max(batches) <= 2 * BATCH_ROWS
 
 
 def test_memory_does_not_grow_with_the_ticks() -> None:
@@ -274,7 +301,7 @@ def test_memory_does_not_grow_with_the_ticks() -> None:
         for _ in range(40):
             tracemalloc.reset_peak()
             egress.put(Kind.AUDIO, bytes(80), rows)
-            egress.seal()
+            assert sum(len(batch.lengths) for batch in egress.seal()) == 1_000
             now, peak = tracemalloc.get_traced_memory()
             used.append(now)
             peaks.append(peak - now)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from protocol import frames
+from protocol import frames, hkdf
 from protocol.connection import (
     IDLE_TIMEOUT_NS,
     MS,
@@ -21,7 +21,7 @@ from protocol.connection import (
     State,
 )
 from protocol.link import Link
-from protocol.noise import public_key
+from protocol.noise import KeyPair, public_key
 from protocol.packets import (
     COOKIE_BYTES,
     HELLO_BYTES,
@@ -111,6 +111,7 @@ class House:
                 if isinstance(event, Message):
                     session.connection.send(b"\x83" + event.data[1:])
             self.endpoint.flush(session, self.now_ns)
+        self.endpoint.work(self.now_ns)
         return self.drain()
 
     def drain(self) -> list[bytes]:
@@ -428,18 +429,110 @@ def test_no_cookie_can_be_guessed_from_a_server_that_has_just_started(now_ns: in
 
 def test_cookies_are_asked_for_above_a_rate_and_not_below() -> None:
     house = House(cookies_above=3)
-    hellos = [hello_of(house.guest(f"guest {n}")) for n in range(5)]
 
-    def kinds() -> list[Kind]:
+    def kinds(hellos: list[bytes]) -> list[Kind]:
         answers = [house.give(h, b"address %d" % n)[0][0] for n, h in enumerate(hellos)]
         return [KINDS[a] for a in answers]
 
+    def hellos(time: str) -> list[bytes]:
+        return [hello_of(house.guest(f"guest {n} {time}")) for n in range(5)]
+
     expected = [Kind.WELCOME] * 3 + [Kind.COOKIE] * 2
-    assert kinds() == expected
+    first = hellos("at first")
+    assert kinds(first) == expected
     house.tick(LOAD_WINDOW_NS / MS / 2)
-    assert kinds() == [Kind.COOKIE] * 5
+    assert kinds(hellos("under load")) == [Kind.COOKIE] * 5
+    assert kinds(first) == expected, "whose handshake is made already needs no cookie for it"
     house.tick(LOAD_WINDOW_NS / MS / 2)
-    assert kinds() == expected
+    assert kinds(hellos("later")) == expected
+
+
+# --- waiting ---
+
+
+def test_a_hello_waits_until_there_is_time_for_its_handshake() -> None:
+    house = House()
+    guests = [house.guest(f"guest {n}") for n in range(3)]
+    hellos = [hello_of(guest) for guest in guests]
+    for guest, hello in zip(guests, hellos, strict=True):
+        for _ in range(2):  # it is repeated while it waits
+            assert house.endpoint.receive(hello, guest.address, house.now_ns) is None
+    assert house.endpoint.outbox == []
+    assert house.entropy.calls == 0, "nothing was begun"
+    for left, guest in zip((2, 1, 0), guests, strict=True):
+        assert house.endpoint.waiting == left + 1
+        house.endpoint.work(house.now_ns)
+        assert house.endpoint.waiting == left
+        ((welcome, address),) = house.endpoint.outbox
+        assert (welcome[0], address) == (Kind.WELCOME, guest.address)
+        house.take(guest, house.drain())
+    house.endpoint.work(house.now_ns)
+    assert house.endpoint.outbox == []
+    house.pump()
+    assert [guest.client.phase for guest in guests] == [Phase.CONNECTED] * 3
+
+
+def test_what_a_handshake_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+    hello = hello_of(house.guest("ada"))
+    calls: Counter[str] = Counter()
+
+    def counted(where: object, name: str, what: str) -> None:
+        real = getattr(where, name)
+
+        def count(*args: object) -> object:
+            calls[what] += 1
+            return real(*args)
+
+        monkeypatch.setattr(where, name, count)
+
+    counted(KeyPair, "__init__", "keys loaded")
+    counted(KeyPair, "exchange", "shared secrets")
+    counted(hkdf, "hmac_sha256", "hmacs")
+    (welcome,) = house.give(hello, b"ada")
+    assert welcome[0] == Kind.WELCOME
+    assert calls["keys loaded"] == 1, "the ephemeral one"
+    assert calls["shared secrets"] == 4, "es, ss, ee, se"
+    assert calls["hmacs"] <= 15 + 12, "of Noise; of the session's four chains"
+
+
+def test_the_round_trip_is_without_the_time_of_waiting() -> None:
+    house = House()
+    guest = house.guest("ada")
+    house.endpoint.receive(hello_of(guest), guest.address, house.now_ns)
+    house.now_ns += 900 * MS
+    house.endpoint.work(house.now_ns)
+    house.take(guest, house.drain())
+    house.now_ns += 50 * MS
+    house.pump(guest)
+    assert sole(house).connection._channel.srtt_ns == 50 * MS
+
+
+def test_no_more_hellos_wait_than_a_limit_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 3)
+    house = House()
+    guests = [house.guest(f"guest {n}") for n in range(5)]
+    hellos = [(hello_of(guest), guest.address) for guest in guests]
+    for hello, address in hellos:
+        house.endpoint.receive(hello, address, house.now_ns)
+    assert house.endpoint.waiting == 3
+    assert house.endpoint.dropped == {"too many hellos": 2}
+    house.endpoint.work(house.now_ns)
+    assert house.drain()[0][0] == Kind.WELCOME
+    for hello, address in hellos[3:]:  # they say it again, and for one there is room
+        house.endpoint.receive(hello, address, house.now_ns)
+    assert house.endpoint.waiting == 3
+    assert house.endpoint.dropped == {"too many hellos": 3}
+
+
+def test_who_waits_has_a_place() -> None:
+    house = House(max_sessions=2)
+    for n in range(3):
+        address = b"guest %d" % n
+        hello = hello_of(house.guest(address.decode()))
+        house.endpoint.receive(hello, address, house.now_ns)
+    assert house.endpoint.waiting == 2
+    assert house.endpoint.dropped == {"refused: full": 1}
 
 
 def test_spoofed_hellos_do_not_fill_a_small_server() -> None:

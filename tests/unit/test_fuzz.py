@@ -213,6 +213,7 @@ def test_an_endpoint_drops_noise_and_damage(data: st.DataObject, cookies_above: 
     before, dropped = at.state, at.dropped
     house.now_ns += data.draw(st.sampled_from([0, 999 * MS]))
     assert house.endpoint.receive(bad, address, house.now_ns) is None
+    house.endpoint.work(house.now_ns)
     assert at.state == before
     assert at.dropped == dropped + 1
     answers = house.drain()
@@ -334,7 +335,7 @@ def test_a_client_that_connects_believes_only_its_server(data: st.DataObject) ->
 
 
 @settings(max_examples=100, deadline=None)
-@given(plaintext=st.binary(max_size=200), kind=st.sampled_from([Kind.AUDIO, Kind.FEED]))
+@given(plaintext=st.binary(max_size=200), kind=st.sampled_from([Kind.AUDIO, Kind.FEED, Kind.CROWD]))
 def test_whatever_media_an_authenticated_server_sends_raises_nothing(
     plaintext: bytes, kind: Kind
 ) -> None:

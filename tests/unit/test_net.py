@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from spaces_server.net import mmsg
-from spaces_server.net.ticker import LATENESS_SAMPLES, MAX_BURST, Ticker
+from spaces_server.net.ticker import LATENESS_SAMPLES, MAX_BURST, MAX_REST, Ticker
 from spaces_server.net.transport import (
+    OVERLAP_ROWS,
     Batch,
     MmsgTransport,
     Transport,
@@ -70,11 +71,11 @@ class Inbox:
 
 @contextlib.asynccontextmanager
 async def pair(
-    mmsg: bool, ipv6: bool = True, host: str = "127.0.0.1"
+    mmsg: bool, ipv6: bool = True, host: str = "127.0.0.1", cores: int = 1
 ) -> AsyncIterator[tuple[Transport, Transport, Inbox, bytes]]:
     """A sender, a receiver, the receiver's inbox and its address as the sender must write it."""
     inbox = Inbox()
-    sender = await open_transport(host, 0, lambda batch: None, mmsg=mmsg, ipv6=ipv6)
+    sender = await open_transport(host, 0, lambda batch: None, mmsg=mmsg, ipv6=ipv6, cores=cores)
     receiver = await open_transport(host, 0, inbox, mmsg=mmsg, ipv6=ipv6)
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
     try:
@@ -188,9 +189,12 @@ def test_structures_have_the_kernels_layout() -> None:
 @pytest.mark.parametrize("new_loop", LOOPS)
 @pytest.mark.parametrize("mmsg", MMSG)
 @pytest.mark.parametrize("ipv6", IPV6)
-def test_three_thousand_datagrams_arrive_whole(new_loop: Any, mmsg: bool, ipv6: bool) -> None:
+@pytest.mark.parametrize("cores", [1, 2])
+def test_three_thousand_datagrams_arrive_whole(
+    new_loop: Any, mmsg: bool, ipv6: bool, cores: int
+) -> None:
     async def main() -> None:
-        async with pair(mmsg, ipv6) as (sender, receiver, inbox, address):
+        async with pair(mmsg, ipv6, cores=cores) as (sender, receiver, inbox, address):
             lengths = np.random.default_rng(2).integers(4, 1201, 3000).astype(np.int32)
             lengths[:2] = 4, 1200
             arena, lengths, addresses = batch_to(address, lengths, 1200)
@@ -198,10 +202,9 @@ def test_three_thousand_datagrams_arrive_whole(new_loop: Any, mmsg: bool, ipv6: 
             # part and the first are partial tables, the middle one is longer than one call.
             for first, last in ((0, 100), (100, 101), (101, 1400), (1400, 3000)):
                 part = slice(first, last)
-                assert sender.send_batch(arena[part], lengths[part], addresses[part]) == (
-                    last - first
-                )
+                sender.send_batch(arena[part], lengths[part], addresses[part])
                 await inbox.expect(last)
+            sender.flush()
             expected = {arena[i, : lengths[i]].tobytes() for i in range(3000)}
             assert {data for data, _ in inbox.datagrams} == expected
             assert len(inbox.datagrams) == 3000
@@ -274,7 +277,8 @@ def test_refused_datagrams_are_stepped_over(new_loop: Any, mmsg: bool) -> None:
             arena, lengths, addresses = batch_to(address, np.full(1200, 40, np.int32), 64)
             refused = [0, 500, 501, 1023, 1024, 1199]
             addresses[refused, 2:4] = 0
-            assert sender.send_batch(arena, lengths, addresses) == 1200 - len(refused)
+            sender.send_batch(arena, lengths, addresses)
+            assert sender.stats.sent == 1200 - len(refused)
             assert sender.stats.send_refused == len(refused)
             assert sender.stats.send_short == 0
             numbers = {
@@ -390,11 +394,39 @@ def test_a_peer_that_went_away_does_not_end_reception(new_loop: Any, mmsg: bool)
 
 
 @needs_mmsg
+@pytest.mark.parametrize("cores", [1, 2])
+async def test_batches_are_sent_beside_each_other_where_there_is_a_core_for_it(cores: int) -> None:
+    """With two cores a large batch is handed over, and `flush` has waited for it."""
+    async with pair(True, cores=cores) as (sender, _, inbox, address):
+        small, large = OVERLAP_ROWS - 1, OVERLAP_ROWS
+        sender.send_batch(*batch_to(address, np.full(small, 20, np.int32), 20))
+        assert sender.stats.sent == small
+        sender.send_batch(*batch_to(address, np.full(large, 20, np.int32), 20))
+        assert sender.stats.sent == (small + large if cores == 1 else small)
+        sender.send_batch(*batch_to(address, np.full(1, 20, np.int32), 20))  # in its turn
+        sender.flush()
+        assert sender.stats.sent == small + large + 1
+        await inbox.expect(small + large + 1)
+
+
+@needs_mmsg
+async def test_a_transport_that_is_closed_has_sent_what_it_was_given() -> None:
+    async with pair(True, cores=2) as (sender, _, inbox, address):
+        sender.send_batch(*batch_to(address, np.full(2000, 20, np.int32), 20))
+        sender.close()
+        assert sender.stats.sent == 2000
+        sender.send_batch(*batch_to(address, np.full(2000, 20, np.int32), 20))
+        await inbox.expect(2000)
+        assert sender.stats.sent == 2000
+
+
+@needs_mmsg
 async def test_one_wake_up_reads_one_batch() -> None:
     async with pair(True) as (sender, receiver, inbox, address):
         assert isinstance(receiver, MmsgTransport)
         batch = batch_to(address, np.full(2000, 20, np.int32), 20)
-        assert sender.send_batch(*batch) == 2000
+        sender.send_batch(*batch)
+        assert sender.stats.sent == 2000
         receiver._on_readable()
         assert len(inbox.datagrams) == 64
         await inbox.expect(2000)
@@ -406,7 +438,7 @@ async def test_a_closed_transport_sends_nothing(mmsg: bool) -> None:
         sender.close()
         sender.close()
         sender.send(b"x", address)
-        assert sender.send_batch(*batch_to(address, np.full(3, 8, np.int32), 8)) == 0
+        sender.send_batch(*batch_to(address, np.full(3, 8, np.int32), 8))
         assert sender.stats.sent == 0
 
 
@@ -421,7 +453,8 @@ async def test_the_receiver_may_close_the_transport() -> None:
 
     opened.append(await open_transport("127.0.0.1", 0, receive))
     address = pack_address("127.0.0.1", opened[0].local_port)
-    assert opened[0].send_batch(*batch_to(address, np.full(500, 8, np.int32), 8)) == 500
+    opened[0].send_batch(*batch_to(address, np.full(500, 8, np.int32), 8))
+    assert opened[0].stats.sent == 500
     await done.wait()
     assert opened[0].stats.received <= 64
     assert opened[0].stats.receive_errors == 0
@@ -431,7 +464,7 @@ async def test_the_receiver_may_close_the_transport() -> None:
 async def test_arrays_that_are_no_batch_are_refused(mmsg: bool) -> None:
     async with pair(mmsg) as (sender, _, _, address):
         arena, lengths, addresses = batch_to(address, np.full(4, 8, np.int32), 16)
-        assert sender.send_batch(arena[:0], lengths[:0], addresses[:0]) == 0
+        sender.send_batch(arena[:0], lengths[:0], addresses[:0])
         for wrong in (
             (arena[:, :8], lengths, addresses),
             (arena[::2], lengths[:2], addresses[:2]),
@@ -524,16 +557,24 @@ class FakeLoop:
 class Ticks:
     """A ticker with a fake loop, and the times its ticks were given."""
 
-    def __init__(self, period_ns: int = 20 * MS, early_ns: int = 0, work_ns: int = 0) -> None:
+    def __init__(
+        self,
+        period_ns: int = 20 * MS,
+        early_ns: int = 0,
+        work_ns: int = 0,
+        due: Callable[[int], int] = lambda now_ns: now_ns,
+    ) -> None:
         self.loop = FakeLoop(early_ns)
         self.times: list[int] = []
+        self.numbers: list[int] = []
         self.work_ns = work_ns
-        self.ticker = Ticker(period_ns, self._tick, self.loop, self.loop.clock_ns)
+        self.ticker = Ticker(period_ns, self._tick, self.loop, self.loop.clock_ns, due)
         self.start_ns = self.loop.now_ns
         self.ticker.start()
 
     def _tick(self, now_ns: int) -> None:
         self.times.append(now_ns)
+        self.numbers.append(self.ticker.number)
         self.loop.now_ns += self.work_ns
 
     def due_ns(self, k: int) -> int:
@@ -634,6 +675,63 @@ def test_lateness_is_of_the_recent_ticks_and_bounded() -> None:
     for i in range(LATENESS_SAMPLES):
         ticks.loop.fire(5 * MS if i % 20 == 0 else 2 * MS)
     assert ticks.ticker.lateness() == pytest.approx({"p50": 2, "p99": 5, "max": 5}, abs=1)
+
+
+def test_a_ticker_with_nothing_due_rests() -> None:
+    """An hour of nothing is a wake-up a second; the numbers go on as if each tick had run."""
+    ticks = Ticks(due=lambda now_ns: now_ns + 3_600_000 * MS)
+    for _ in range(3_600):
+        ticks.loop.fire()
+        assert 0 <= ticks.times[-1] - ticks.due_ns(ticks.numbers[-1] + 1) < MS
+    assert ticks.numbers[-1] == pytest.approx(3_600 * (MAX_REST + 1), abs=MAX_REST + 1)
+    assert ticks.ticker.skipped == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 2_000), st.integers(0, 40)), max_size=40))
+def test_what_is_due_gets_its_tick_in_time(rests_ms: list[tuple[int, int]]) -> None:
+    """Whatever a tick says about the next one, and however long it takes."""
+    due = [0]
+    ticks = Ticks(due=lambda now_ns: due[0])
+    for rest_ms, work_ms in rests_ms:
+        ticks.work_ns = work_ms * MS
+        due[0] = ticks.loop.now_ns + rest_ms * MS
+        ticks.loop.fire()
+        ended_ns = ticks.loop.now_ns
+        ticks.work_ns = 0
+        wanted_ns = max(due[0], ended_ns)
+        while ticks.times[-1] < wanted_ns:
+            ticks.loop.fire()
+        assert ticks.times[-1] - wanted_ns <= 21 * MS
+        assert ticks.times[-1] - ticks.due_ns(ticks.numbers[-1] + 1) >= 0
+    assert ticks.ticker.skipped == 0
+
+
+@pytest.mark.parametrize("after_ms", [0, 1, 19, 20, 21, 500, 979])
+def test_what_comes_in_wakes_a_resting_ticker(after_ms: int) -> None:
+    due = [1 << 62]
+    ticks = Ticks(due=lambda now_ns: due[0])
+    ticks.loop.fire()
+    ticks.loop.now_ns += after_ms * MS
+    woken_ns = ticks.loop.now_ns
+    ticks.ticker.wake()
+    assert ticks.loop.armed is not None
+    assert ticks.loop.armed.when * 1e9 - woken_ns > 20 * MS or after_ms > 950  # nothing is due
+    due[0] = woken_ns
+    ticks.ticker.wake()
+    ticks.ticker.wake()
+    ticks.loop.fire()
+    assert 0 <= ticks.times[-1] - woken_ns <= 21 * MS
+    assert 0 <= ticks.times[-1] - ticks.due_ns(ticks.numbers[-1] + 1) < MS
+
+
+def test_a_ticker_that_does_not_rest_is_not_woken() -> None:
+    ticks = Ticks()
+    ticks.loop.fire()
+    arms = ticks.loop.arms
+    ticks.ticker.wake()
+    ticks.ticker.stop()
+    ticks.ticker.wake()
+    assert ticks.loop.arms == arms
 
 
 def test_a_tick_may_stop_the_ticker() -> None:

@@ -18,7 +18,6 @@ from protocol.noise import (
     Handshake,
     NoiseError,
     Pattern,
-    hkdf_sha256,
     public_key,
 )
 
@@ -382,11 +381,3 @@ def test_nonces_are_not_reused_at_the_end() -> None:
     state.encrypt(b"", b"the last")
     with pytest.raises(NoiseError, match="nonces"):
         state.encrypt(b"", b"one too many")
-
-
-def test_hkdf_is_rfc_5869_without_info() -> None:
-    # RFC 5869, A.3: salt and info are empty. With SHA-256 an empty salt and 32 zeros are the same.
-    okm = hkdf_sha256(bytes(32), b"\x0b" * 22, 2)
-    assert b"".join(okm)[:42].hex() == (
-        "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8"
-    )

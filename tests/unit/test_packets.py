@@ -5,6 +5,7 @@ import inspect
 import struct
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from protocol.packets import (
     HELLO_PAYLOAD_BYTES,
     KEY_ID_BYTES,
     MAX_AUDIBLE,
+    MAX_CROWD_PACKETS,
     MAX_DATAGRAM_BYTES,
     MAX_PLAINTEXT_BYTES,
     NO_COOKIE,
@@ -32,6 +34,8 @@ from protocol.packets import (
     Refusal,
     UplinkAudio,
     Welcome,
+    crowd_packets,
+    gather,
     key_id,
     pack_cookie,
     pack_header,
@@ -266,6 +270,57 @@ def test_audio_that_is_cut_within_its_header_is_refused() -> None:
             DownlinkAudio.unpack(down[:size])
 
 
+# --- several in one datagram ---
+
+PACKETS = st.lists(st.binary(max_size=700), max_size=8)
+
+
+@given(PACKETS)
+def test_what_is_gathered_is_what_comes_out_in_as_few_datagrams_as_hold_it(
+    gathered: list[bytes],
+) -> None:
+    out: list[bytes] = []
+    held: list[list[bytes]] = []
+    for kind, plaintext in gather(gathered):
+        assert len(plaintext) <= MAX_PLAINTEXT_BYTES
+        held.append([plaintext] if kind == Kind.AUDIO else list(crowd_packets(plaintext)))
+        assert (kind == Kind.CROWD) is (len(held[-1]) > 1)
+        out += held[-1]
+    assert out == gathered
+    for one, other in pairwise(held):
+        both = sum(2 + len(packet) for packet in [*one, other[0]])
+        assert both > MAX_PLAINTEXT_BYTES or len(one) == MAX_CROWD_PACKETS
+
+
+def test_a_crowd_lies_as_drawn() -> None:
+    assert gather([b"one", b"", b"three"]) == [(Kind.CROWD, b"\0\3one\0\0\0\5three")]
+    assert gather([b"alone"]) == [(Kind.AUDIO, b"alone")]
+    assert gather([]) == []
+    most = bytes(MAX_PLAINTEXT_BYTES)
+    assert gather([most, b"x", b"y"]) == [(Kind.AUDIO, most), (Kind.CROWD, b"\0\1x\0\1y")]
+
+
+@pytest.mark.parametrize(
+    ("plaintext", "good"),
+    [
+        (b"", []),
+        (b"\0", []),
+        (b"\0\3on", []),
+        (b"\0\3one\0", [b"one"]),
+        (b"\0\3one\0\4two", [b"one"]),
+        (b"\0\1a\0\1b\0\1c\0\1d", [b"a", b"b", b"c"]),
+        (b"\0\1a\0\1b\0\1c\0", [b"a", b"b", b"c"]),
+    ],
+)
+def test_what_comes_before_a_malformed_packet_of_a_crowd_holds(
+    plaintext: bytes, good: list[bytes]
+) -> None:
+    packets = crowd_packets(plaintext)
+    assert [next(packets) for _ in good] == good
+    with pytest.raises(MalformedPacketError):
+        next(packets)
+
+
 # --- all of it ---
 
 UNPACKERS: tuple[Callable[[bytes], object], ...] = (
@@ -276,6 +331,7 @@ UNPACKERS: tuple[Callable[[bytes], object], ...] = (
     unpack_header,
     UplinkAudio.unpack,
     DownlinkAudio.unpack,
+    lambda data: list(crowd_packets(data)),
 )
 
 

@@ -49,11 +49,17 @@ def mix(plan: Plan, active: Iterable[int], now_ns: int = 0, *, peak: float = LOU
 def found(plan: Plan) -> dict[Recipe, set[int]]:
     """recipe -> members, where no two classes have the same."""
     assert len({c.recipe for c in plan.classes}) == len(plan.classes)
-    return {c.recipe: {int(row) - 100 for row in c.rows} for c in plan.classes}
+    return {c.recipe: {row - 100 for row in rows_of(c)} for c in plan.classes}
+
+
+def rows_of(mix_class: MixClass) -> list[int]:
+    rows = [row for members in mix_class.rows.values() for row in members.array.tolist()]
+    assert len(rows) == len(mix_class)
+    return rows
 
 
 def class_of(plan: Plan, member: int) -> MixClass | None:
-    classes = [c for c in plan.classes if 100 + member in c.rows]
+    classes = [c for c in plan.classes if 100 + member in rows_of(c)]
     assert len(classes) <= 1
     return classes[0] if classes else None
 
@@ -155,14 +161,17 @@ def test_members_come_and_go() -> None:
     mix(plan, [0])
     assert not plan.changed
     plan.add_member(7, 107)
-    assert plan.changed
+    assert not plan.changed  # one more in the audience: it hears what the audience does
+    assert found(plan) == {ones(0): {1, 2, 7}}
     mix(plan, [0])
     assert found(plan) == {ones(0): {1, 2, 7}}
     plan.remove_member(1)
-    assert plan.changed
+    assert not plan.changed
+    assert found(plan) == {ones(0): {2, 7}}
     mix(plan, [0])
     assert found(plan) == {ones(0): {2, 7}}
     plan.remove_member(0)  # may sound on for a tick
+    assert plan.changed
     mix(plan, [0])
     assert found(plan) == {ones(0): {2, 7}}
 
@@ -389,8 +398,8 @@ def check(
     heard: dict[int, Recipe] = {}
     for mix_class in plan.classes:
         assert mix_class.recipe
-        assert len(mix_class.rows)
-        for row in mix_class.rows.tolist():
+        assert len(mix_class)
+        for row in rows_of(mix_class):
             assert row - 100 not in heard, "in two classes"
             heard[row - 100] = mix_class.recipe
     assert heard == {m: recipe for m, recipe in expected.items() if recipe}

@@ -83,6 +83,7 @@ class Desk(asyncio.DatagramProtocol):
         name = repr(address).encode()
         self._addresses[name] = address
         received = self.endpoint.receive(data, name, time.monotonic_ns())
+        self.endpoint.work(time.monotonic_ns())
         if received is not None:
             one, events, _ = received
             for event in events:
@@ -148,7 +149,10 @@ R = frames
 CALLS: list[tuple[Method, Request]] = [
     (lambda me: me.open("x"), R.Open(id=0, title="x")),
     (lambda me: me.open(space="s"), R.Open(id=0, space="s")),
-    (lambda me: me.join("s", invite="i", name="n"), R.Join(id=0, space="s", invite="i", name="n")),
+    (
+        lambda me: me.join("s", invite="i", name="n"),
+        R.Join(id=0, space="s", invite="i", name="n", packet_ms=60),
+    ),
     (lambda me: me.leave(), R.Leave(id=0)),
     (lambda me: me.raise_hand(), R.RaiseHand(id=0)),
     (lambda me: me.lower_hand(), R.LowerHand(id=0)),

@@ -23,6 +23,7 @@ from spaces_server.policy.effects import (
     SourceAdded,
     SourceRemoved,
     SpaceEnded,
+    Staged,
     Tell,
 )
 from spaces_server.policy.feed import GATHER_NS
@@ -303,7 +304,9 @@ def test_the_same_person_on_another_device(role: Role) -> None:
     assert saved(scene.heard) == []
     if role.on_stage:
         assert isinstance(view.seat, int)
-        assert scene.heard == [SourceRemoved(old), Left(old), SourceAdded(new, view.seat)]
+        assert scene.heard == [
+            SourceRemoved(old), Left(old), Staged(new, True), SourceAdded(new, view.seat)
+        ]  # fmt: skip
     else:
         assert scene.heard == [Left(old)]
     assert scene.space.member_of(scene.askers[new].who) == new
@@ -457,7 +460,11 @@ def test_bringing_up_needs_a_hand_and_a_place() -> None:
         scene.does(member, frames.RaiseHand)
     effects = scene.does(scene.host, frames.BringUp, member=first)
     up = Member(id=first, name="Person 2", handle="p2", role=Role.SPEAKER, seat=1)
-    assert effects[1:] == [SourceAdded(first, 1), Tell(first, frames.You(space="room", you=up))]
+    assert effects[1:] == [
+        Staged(first, True),
+        SourceAdded(first, 1),
+        Tell(first, frames.You(space="room", you=up)),
+    ]
     assert [p.record.account for p in saved(effects)] == [2]
     scene.refused(ErrorCode.STAGE_FULL, scene.host, frames.BringUp, member=second)
     scene.does(scene.host, frames.TakeDown, member=first)
@@ -651,6 +658,7 @@ def test_taking_down() -> None:
     effects = scene.does(scene.host, frames.TakeDown, member=speaker)
     down = Member(id=speaker, name="Person 2", handle="p2")
     assert effects[1:] == [
+        Staged(speaker, False),
         SourceRemoved(speaker),
         Tell(speaker, frames.You(space="room", you=down)),
     ]

@@ -61,6 +61,7 @@ from protocol.sealing import EPOCH_PACKETS, Opener, Sealer, SessionKeys
 from spaces_client import client as client_module
 from spaces_server import endpoint, node, recorder
 from spaces_server.endpoint import Endpoint
+from spaces_server.mixer import crowd
 from spaces_server.policy import (
     accounts,
     desk,
@@ -453,7 +454,10 @@ def test_quantities(name: str, value: int, shown: str) -> None:
     [
         f"{ms(client_module.HELLO_REPEAT_NS)} after the HELLO was first sent",
         f"{ms(client_module.CONNECT_TIMEOUT_NS)} after the very start",
-        f"no media has come for {ms(client_module.GAP_NS)}, it sends such a padded PING",
+        f"({ms(client_module.GAP_NS)} where that is {client_module.PACKET_MS}), it sends such a "
+        "padded PING",
+        f"in spaces with more than {node.Limits().crowd_above:,} listeners (until there are less "
+        f"than {8 * node.Limits().crowd_above // 10})",
         f"not more than once in {ms(client_module.ASK_AGAIN_NS)}",
         f"for this reason there are {ms(client_module.ASK_AGAIN_NS)} at least; each of them "
         f"doubles the time for the next, up to "
@@ -576,14 +580,23 @@ def test_the_times_of_the_handshake_and_of_probing_are_those_of_the_client() -> 
     most_ns = client_module.MAX_HELLO_REPEAT_NS
     assert most_ns == 2 * client_module.HELLO_REPEAT_NS
     assert f"send the same bytes again, and then every {ms(most_ns)}" in PROSE
-    gap_ms = client_module.GAP_NS // 10**6
-    assert 8 * gap_ms == client_module.MAX_PROBE_REPEAT_NS // 10**6
+    repeat_ms = client_module.PROBE_REPEAT_NS // 10**6
+    assert 4 * repeat_ms == client_module.MAX_PROBE_REPEAT_NS // 10**6
     said = (
-        f"again {2 * gap_ms}, {4 * gap_ms} and then each time {8 * gap_ms} ms after the one before"
+        f"again {repeat_ms}, {2 * repeat_ms} and then each time {4 * repeat_ms} ms after the one "
+        "before"
     )
     assert said in PROSE
     assert client_module.PROBES == 8
     assert "eight times at most" in PROSE
+
+
+def test_the_packets_of_a_crowd() -> None:
+    assert client_module.GAP_NS == (client_module.PACKET_MS + 30) * 1_000_000
+    assert "no media has come for 30 ms more than the `packet_ms` of its `join`" in PROSE
+    assert packets.MAX_CROWD_PACKETS == crowd.MAX_FRAMES == 3
+    assert node.Limits().crowd_packet_ms == crowd.MAX_FRAMES * crowd.FRAME_MS == 60
+    assert "This implementation gathers three packets" in PROSE
 
 
 def test_a_scheduled_space_waits_for_a_day() -> None:
@@ -691,6 +704,7 @@ def test_a_server_takes_the_hello_and_its_client_the_answer() -> None:
     scripted = iter([EXAMPLE["server index"], EXAMPLE["server ephemeral private"]])
     server = Endpoint(EXAMPLE["server static private"], lambda _: next(scripted))
     server.receive(EXAMPLE["HELLO"], b"address", 0)
+    server.work(0)
     [(answer, to)] = server.outbox
     assert to == b"address"
     welcome = Welcome.unpack(answer)
@@ -741,6 +755,7 @@ SEALED = {
         "AUDIO plaintext, server to client",
     ),
     "FEED, server to client, counter 1": ("server to client, media", "FEED plaintext"),
+    "CROWD, server to client, counter 2": ("server to client, media", "CROWD plaintext"),
 }
 
 
@@ -769,7 +784,7 @@ def test_the_sessions_of_the_example_take_their_datagrams() -> None:
     assert control == EXAMPLE["CONTROL, client to server, counter 0"]
     assert server.receive(control, b"address", 0) == [Message(EXAMPLE["join frame"])]
     frame = frames.decode(EXAMPLE["join frame"])
-    assert frame == frames.Join(id=1, space="lobby", name="Ada")
+    assert frame == frames.Join(id=1, space="lobby", name="Ada", packet_ms=60)
     [pong] = server.transmit(0)
     assert client.receive(pong, b"address", 1_000) == [Pong(0, 1_000, 0)]
     assert client.receive(pong, b"address", 1_000) is None, "a repeated datagram is dropped"
@@ -789,6 +804,13 @@ def test_the_sessions_of_the_example_take_their_datagrams() -> None:
 
     told = client.receive(EXAMPLE["FEED, server to client, counter 1"], b"address", 0)
     assert told == [Media(Kind.FEED, 1, EXAMPLE["FEED plaintext"])]
+    crowd = client.receive(EXAMPLE["CROWD, server to client, counter 2"], b"address", 0)
+    assert crowd == [Media(Kind.CROWD, 2, EXAMPLE["CROWD plaintext"])]
+    first, last = packets.crowd_packets(EXAMPLE["CROWD plaintext"])
+    assert first == mix
+    assert DownlinkAudio.unpack(last) == DownlinkAudio(
+        1_000_960, AudioFlag.LAST, (), b"\xf8\xff\xfe"
+    )
     batch = frames.decode_feed(EXAMPLE["FEED plaintext"])
     assert batch.first == 5
     assert batch.hash.to_bytes(4) == EXAMPLE["state hash"]

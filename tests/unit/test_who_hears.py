@@ -30,7 +30,9 @@ def classes_of(hall: Hall, audience: list[Guest]) -> int:
     """How many mix classes the audience hears now."""
     (room,) = hall.node._rooms.values()
     rows = [room.members[guest.id].row for guest in audience]
-    return sum(bool(np.isin(c.rows, rows).any()) for c in room.mix.plan.classes)
+    return sum(
+        any(np.isin(s.array, rows).any() for s in c.rows.values()) for c in room.mix.plan.classes
+    )
 
 
 def hears(guest: Guest, *talking: Guest) -> list[float]:
