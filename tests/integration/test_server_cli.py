@@ -162,6 +162,8 @@ def test_options_that_are_wrong(tmp_path: Path) -> None:
         ("--grace", 0, "0 is not in the range"),
         ("--evidence-days", 366, "366 is not in the range"),
         ("--max-spaces", 0, "0 is not in the range"),
+        ("--crowd-above", -1, "-1 is not in the range"),
+        ("--crowd-packet-ms", 30, "'30' is not one of '20', '40', '60'"),
         ("--access", "closed", "'closed' is not one of 'open', 'limited'"),
     ):
         assert says in refused(*data, option, wrong)

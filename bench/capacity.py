@@ -1,0 +1,228 @@
+"""How many listeners a server on one core carries, and at what cost.
+
+A real server process on one core; on another one the honest generator (bench/audience.py) with all
+listeners and talkers.  When all are in and the talkers talk, a window is measured.  Right after it,
+in the same run, the same core sends as many datagrams of the same size at the same pace without
+sealing or anything else (bench/floor.py): what the server takes beside that is its own.
+"""
+
+import gc
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.audience import Audience, AudienceError
+from bench.floor import measure_sending
+from bench.process import ProcessError, cores, pinned
+from bench.server import MeasuredServer
+from bench.show import json_option, show
+from bench.speech import encode_speech
+from spaces_client.audio import AudioError
+
+FRAME_MS = 20
+SETTLE_S = 1.5  # from the first word to the window: encoders, jitter buffers, news of who came
+CATCH_UP_S = 0.1  # with what was due while the server's figures were waited for
+FLOOR_S = 3.0  # at most
+STAGE = 13  # the server's default size
+MAX_LOSS = 0.005  # for --find
+CLOSE_ENOUGH = 0.05
+MAX_TRIES = 12
+TRY_S = 3.0
+
+
+def measure(
+    listeners: int,
+    talkers: int,
+    seconds: float,
+    *,
+    packet_ms: int = FRAME_MS,
+    speech: Path | None = None,
+    flags: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """-> the figures of `spaces-bench capacity`; keys are stable:
+
+    listeners, talkers, packet_ms, seconds   what was measured
+    expected, delivered, loss                datagrams of media for all listeners; a share of 1
+    skipped                                  those of `expected` that the server did not even make
+    duplicates, reordered, datagram_bytes    of what came; the mean size
+    cpu_us_per_packet, server_cpu            the server's CPU time, by the operating system: for
+                                             each datagram delivered; as a share of one core
+    floor_us_per_packet, ratio_to_floor      what sending them alone costs, and how many times that
+                                             the server took
+    tick_lateness_ms {p50, p99, max}         how late its ticks began, as it says itself
+    encodes_per_tick                         likewise
+    rss_bytes_per_listener                   by what its memory had grown when all were in
+    sampled_frames                           of 20 ms, opened and decoded by a few listeners
+    generator_cpu                            share of its core that the generator needed
+    generator_lateness_ms {p50, p99, max}    how late the talkers' own packets went out
+    valid, reason                            whether the generator kept up; if not, why not
+
+    speech: a folder of WAV files.  flags: more of `spaces-server run`.  Raises AudienceError,
+    AudioError, ProcessError."""
+    spoken = encode_speech(talkers, speech)
+    server_core, generator_core = cores()
+    with pinned(generator_core):
+        with ExitStack() as stack:
+            server = MeasuredServer(
+                stack, server_core, *_flags(listeners, talkers, packet_ms), *flags
+            )
+            gc.disable()  # a look at ten thousand clients would make the talkers late
+            stack.callback(gc.enable)
+            audience = stack.enter_context(
+                closing(
+                    Audience(server.link, listeners=listeners, speech=spoken, packet_ms=packet_ms)
+                )
+            )
+            audience.open()
+            empty_bytes = server.process.rss_bytes()
+            audience.gather()
+            audience.talk()
+            audience.run(time.monotonic_ns() + int(SETTLE_S * 1e9))
+
+            before = server.stats()
+            audience.run(time.monotonic_ns() + int(CATCH_UP_S * 1e9))
+            audience.begin()
+            before_s = server.process.cpu_s()
+            audience.run(time.monotonic_ns() + int(seconds * 1e9))
+            cpu_s = server.process.cpu_s() - before_s
+            window = audience.end()
+            after = server.stats()
+            full_bytes = server.process.rss_bytes()
+        floor = measure_sending(
+            listeners,
+            window.datagram_bytes,
+            min(seconds, FLOOR_S),
+            server_core,
+            packet_ms // FRAME_MS,
+        )
+    cpu_us = cpu_s * 1e6 / max(1, window.delivered)
+    reason = window.why_invalid
+    if not reason and not floor["floor_valid"]:
+        reason = "the generator's sockets dropped datagrams of the floor's"
+    return {
+        "listeners": listeners,
+        "talkers": talkers,
+        "packet_ms": packet_ms,
+        "seconds": round(window.seconds, 3),
+        "expected": window.expected,
+        "delivered": window.delivered,
+        "loss": round(window.loss, 6),
+        "skipped": window.skipped,
+        "duplicates": window.duplicates,
+        "reordered": window.reordered,
+        "datagram_bytes": window.datagram_bytes,
+        "cpu_us_per_packet": round(cpu_us, 3),
+        "floor_us_per_packet": floor["sendmmsg_us"],
+        "ratio_to_floor": round(cpu_us / floor["sendmmsg_us"], 3) if floor["sendmmsg_us"] else None,
+        "server_cpu": round(cpu_s / window.seconds, 4),
+        "tick_lateness_ms": {k: round(v, 3) for k, v in after["tick_lateness_ms"].items()},
+        "encodes_per_tick": round(_each_tick(before, after, "encodes"), 3),
+        "rss_bytes_per_listener": round((full_bytes - empty_bytes) / listeners),
+        "sampled_frames": window.sampled_frames,
+        "generator_cpu": round(window.generator_busy, 4),
+        "generator_lateness_ms": window.generator_lateness_ms,
+        "valid": not reason,
+        "reason": reason,
+    }
+
+
+def find(listeners: int, talkers: int, seconds: float, **options: Any) -> dict[str, Any]:
+    """The largest audience, within 5 %, of which less than 0.5 % of the packets are lost: doubles
+    from `listeners` (or halves, if these are too many already), then bisects.  A try in which the
+    generator did not keep up is repeated once.  Options: as measure().  -> the figures of that
+    audience, with `tries`, and with `limit`: what went wrong with the next larger one.  Raises
+    AudienceError if even one listener is too many."""
+    best: dict[str, Any] | None = None
+    good, bad, limit, tries = 0, 0, "", 0
+    count, again = listeners, True
+    while tries < MAX_TRIES and count > 0 and (not bad or bad - good > CLOSE_ENOUGH * good):
+        tries += 1
+        try:
+            figures = measure(count, talkers, seconds, **options)
+        except AudienceError as error:
+            trouble = str(error)
+        else:
+            if again and not figures["valid"]:  # it says nothing about the server
+                again = False
+                continue
+            lost = f"{figures['loss']:.2%} lost" if figures["loss"] >= MAX_LOSS else ""
+            trouble = figures["reason"] or lost
+        if trouble:
+            bad, limit = count, f"{count} listeners: {trouble}"
+        else:
+            best, good = figures, count
+        count, again = (good + bad) // 2 if bad else 2 * good, True
+    if best is None:
+        raise AudienceError(limit)
+    return {**best, "tries": tries, "limit": limit}
+
+
+def _flags(listeners: int, talkers: int, packet_ms: int) -> tuple[str, ...]:
+    return (
+        *("--max-people", str(listeners + talkers + 100)),
+        *("--stage-size", str(max(STAGE, talkers))),
+        *("--crowd-above", "0", "--crowd-packet-ms", str(packet_ms)),
+        "--no-governor",  # it would change the work that is measured, or let nobody more in
+    )
+
+
+def _each_tick(before: dict[str, Any], after: dict[str, Any], what: str) -> float:
+    ticks: int = after["ticks"] - before["ticks"]
+    count: int = after[what] - before[what]
+    return count / max(1, ticks)
+
+
+@click.command("capacity")
+@click.option("--listeners", default=1_000, show_default=True, type=click.IntRange(1, 100_000))
+@click.option("--talkers", default=1, show_default=True, type=click.IntRange(1, 32))
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 3_600),
+    help="How long to measure.  [default: 10; with --find 3 for each try]",
+)
+@click.option(
+    "--packet-ms",
+    default="20",
+    show_default=True,
+    type=click.Choice(["20", "40", "60"]),
+    help="Audio in one datagram for a listener.",
+)
+@click.option(
+    "--find",
+    "search",
+    is_flag=True,
+    help="Look for the largest number of listeners, from --listeners on, with a loss below 0.5 %.",
+)
+@click.option(
+    "--speech",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of WAV files to talk with.  [default: synthesised voices]",
+)
+@json_option
+def command(
+    listeners: int,
+    talkers: int,
+    seconds: float | None,
+    packet_ms: str,
+    search: bool,
+    speech: Path | None,
+    as_json: bool,
+) -> None:
+    """What listeners cost, and how many a server on one core carries.
+
+    \b
+    spaces-bench capacity --listeners 3000 --talkers 1 --seconds 10
+    spaces-bench capacity --find --talkers 4 --json
+    """
+    options: dict[str, Any] = {"packet_ms": int(packet_ms), "speech": speech}
+    try:
+        if search:
+            figures = find(listeners, talkers, seconds or TRY_S, **options)
+        else:
+            figures = measure(listeners, talkers, seconds or 10.0, **options)
+    except (AudienceError, AudioError, ProcessError) as error:
+        raise click.ClickException(str(error)) from error
+    show("Capacity of a server on one core", figures, as_json)

@@ -1,0 +1,231 @@
+"""Delay, packet by packet: what the server adds, and from the mouth to the ear.
+
+A real server on a core of its own; real clients (spaces_client) on the other, with the sound card
+left out: blocks of 20 ms go in and come out by the clock.  Every mixed packet says which moment of
+whose voice it carries, and all clients here have one clock, so each packet's way is known:
+
+    mouth                the first sample of a block sounds
+      | 20 ms            the block is full, encoded and sent
+    sent -------------   server_added begins
+      |                  the server's jitter buffer, its tick, mix, encode, seal, send
+    heard ------------   server_added ends: the first packet that carries it is at some client
+      |                  the client's jitter buffer
+    ear                  its block is handed to the sound card
+
+Two Opus encoders look ahead (6.5 ms each), which no timestamp shows: it is added to mouth_to_ear.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from bench.process import cores, pinned
+from bench.server import MeasuredServer
+from protocol.opus import Encoder
+from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
+from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES, AudioInput
+from spaces_client.client import Heard
+from spaces_client.crowd import Delays, VoiceInput, join_listeners, join_speakers, voice_files
+from spaces_client.live import LiveSpace
+from spaces_client.wav import Ticker, WavInput
+
+MS = 1_000_000
+SETTLE_S = 2.0  # jitter buffers find their delay
+KEPT_BLOCKS = 1_000  # whose way is watched at once
+UNIT_NS = CAPTURE_UNIT_SAMPLES * 1_000_000_000 // 48_000
+BLOCK_UNITS = BLOCK_SAMPLES // CAPTURE_UNIT_SAMPLES
+HISTOGRAM_MS = 250
+
+
+@dataclass(slots=True)
+class _Mouths:
+    """When which moment of whose voice sounded."""
+
+    at_ns: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def spoke(self, seat: int, packet: UplinkAudio, sent_ns: int) -> None:
+        if len(self.at_ns) >= KEPT_BLOCKS:
+            del self.at_ns[next(iter(self.at_ns))]
+        capture = packet.timestamp // CAPTURE_UNIT_SAMPLES & 0xFFFF
+        self.at_ns[seat, capture] = sent_ns - BLOCK_MS * MS
+
+    def when(self, seat: int, capture: int) -> int | None:
+        """capture: any moment within a block."""
+        for back in range(BLOCK_UNITS):
+            began_ns = self.at_ns.get((seat, capture - back & 0xFFFF))
+            if began_ns is not None:
+                return began_ns + back * UNIT_NS
+        return None
+
+
+class _Ear:
+    """A listener's sound card: takes a block every 20 ms and finds out when it was spoken."""
+
+    def __init__(self, listener: LiveSpace, mouths: _Mouths) -> None:
+        self.delays_ns: list[int] = []
+        self._listener = listener
+        self._mouths = mouths
+        self._heard: dict[int, Heard] = {}
+        self._out = np.empty(BLOCK_SAMPLES, np.float32)
+        self._ticker: Ticker | None = None
+
+    def heard(self, heard: Heard) -> None:
+        if len(self._heard) >= KEPT_BLOCKS:
+            del self._heard[next(iter(self._heard))]
+        self._heard[heard.audio.timestamp] = heard
+
+    def start(self, pull: Callable[[NDArray[np.float32], int], None]) -> None:
+        def tick(now_ns: int) -> None:
+            pull(self._out, now_ns)
+            playout = self._listener.client.playout
+            if playout.sounding:
+                self._played(playout.timestamp, time.monotonic_ns())
+
+        self._ticker = Ticker(tick, asyncio.get_running_loop())
+
+    def stop(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    def _played(self, timestamp: int, now_ns: int) -> None:
+        offset = timestamp % BLOCK_SAMPLES
+        heard = self._heard.get(timestamp - offset)
+        for audible in heard.audio.audible if heard is not None else ():
+            mouth_ns = self._mouths.when(audible.seat, audible.capture)
+            if mouth_ns is not None:
+                self.delays_ns.append(now_ns - mouth_ns - offset * 62_500 // 3)
+
+
+def _distribution(delays_ms: NDArray[np.float64]) -> dict[str, Any]:
+    """counts: of packets by whole milliseconds, the last entry with all that are later."""
+    if not len(delays_ms):
+        return {"packets": 0}
+    p50, p90, p99 = np.percentile(delays_ms, [50, 90, 99])
+    bins = np.clip(delays_ms, 0, HISTOGRAM_MS - 1).astype(int)
+    return {
+        "packets": len(delays_ms),
+        "mean": round(float(delays_ms.mean()), 2),
+        "p50": round(float(p50), 2),
+        "p90": round(float(p90), 2),
+        "p99": round(float(p99), 2),
+        "max": round(float(delays_ms.max()), 2),
+        "counts": np.trim_zeros(np.bincount(bins, minlength=HISTOGRAM_MS), "b").tolist(),
+    }
+
+
+async def _run(
+    server: MeasuredServer, speakers: int, listeners: int, seconds: float, speech: Path | None
+) -> dict[str, Any]:
+    files = voice_files(speech) if speech is not None else []
+    delays, mouths = Delays(), _Mouths()
+    async with contextlib.AsyncExitStack() as stack:
+        on_stage, link = await join_speakers(stack, server.link, speakers)
+        audience = await join_listeners(stack, link, listeners)
+        ears = [_Ear(listener, mouths) for listener in audience]
+        for listener, ear in zip(audience, ears, strict=True):
+
+            def on_heard(heard: Heard, now_ns: int, ear: _Ear = ear) -> None:
+                delays.heard(heard, now_ns)
+                ear.heard(heard)
+
+            listener.on_heard = on_heard
+            listener.start_audio(None, ear)
+            await asyncio.sleep(BLOCK_MS / 1000 / listeners)  # so that all phases occur
+        for number, speaker in enumerate(on_stage):
+            seat = speaker.me.seat
+            assert isinstance(seat, int)
+
+            def on_sent(packet: UplinkAudio, now_ns: int, seat: int = seat) -> None:
+                delays.sent(seat, packet, now_ns)
+                mouths.spoke(seat, packet, now_ns)
+
+            speaker.on_sent = on_sent
+            voice: AudioInput = (
+                WavInput(files[number % len(files)], loop=True) if files else VoiceInput(number)
+            )
+            speaker.start_audio(voice, None)
+            await asyncio.sleep(BLOCK_MS / 1000 / speakers)
+        await asyncio.sleep(SETTLE_S)
+        delays.delays_ms.clear()
+        for ear in ears:
+            ear.delays_ns.clear()
+        server.stats()  # its lateness is of the ticks from here on
+        await asyncio.sleep(seconds)
+        stats = server.stats()
+        for member in (*on_stage, *audience):
+            member.stop_audio()
+    # Both ends of the way have a codec that looks ahead: the speaker's client and the server.
+    codec_ms = 2 * Encoder().lookahead_samples / 48
+    heard_ms = np.array([ns for ear in ears for ns in ear.delays_ns], np.float64) / MS
+    return {
+        "seconds": seconds,
+        "speakers": speakers,
+        "listeners": listeners,
+        "server_added_ms": _distribution(np.array(delays.delays_ms)),
+        "mouth_to_ear_ms": _distribution(heard_ms + codec_ms),
+        "codec_lookahead_ms": codec_ms,
+        "tick_lateness_ms": stats["tick_lateness_ms"],
+    }
+
+
+def measure(
+    speakers: int, listeners: int, seconds: float, speech: Path | None = None
+) -> dict[str, Any]:
+    """-> the figures; keys are stable, see bench/README.md."""
+    ours, generators = cores()
+    with ExitStack() as stack:
+        server = MeasuredServer(stack, ours)
+        stack.enter_context(pinned(generators))
+        return asyncio.run(_run(server, speakers, listeners, seconds, speech))
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Prints the figures for a person."""
+    table = Table(title="delay, ms", box=None, padding=(0, 2))
+    for name in ("", "packets", "mean", "p50", "p90", "p99", "max"):
+        table.add_column(name, justify="right" if name else "left")
+    for key, name in (
+        ("server_added_ms", "added by the server"),
+        ("mouth_to_ear_ms", "to the ear"),
+    ):
+        seen = figures[key]
+        values = [seen.get(column, "-") for column in ("mean", "p50", "p90", "p99", "max")]
+        table.add_row(name, str(seen["packets"]), *map(str, values))
+    Console().print(table)
+
+
+@click.command()
+@click.option("--speakers", default=3, show_default=True, type=click.IntRange(1, 10))
+@click.option("--listeners", default=10, show_default=True, type=click.IntRange(1, 50))
+@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(1))
+@click.option(
+    "--speech",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of WAV files that the speakers say; without it voices are synthesised.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    speakers: int, listeners: int, seconds: float, speech: Path | None, as_json: bool
+) -> None:
+    """Measure the delay that the server adds, and from mouth to ear, packet by packet.
+
+    \b
+    spaces-bench latency --speakers 3 --listeners 10 --seconds 10
+    """
+    figures = measure(speakers, listeners, seconds, speech)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        show(figures)

@@ -1,0 +1,373 @@
+"""Other servers beside ours, in one run on one machine: how many listeners does a core carry?
+
+Every server gets the same core and the same speech, and its listeners are counted in the same way.
+For each the largest audience is searched of which less than 0.5 % of the packets are lost, and that
+audience is then measured for longer.  `floor` is what the kernel asks for our server's datagrams,
+sent from a prebuilt table without sealing or anything else (bench/floor.py).
+
+Keys of a row, all of them in every row (null where there is no such figure):
+
+    peer, version           which server; of `floor`, the system
+    encrypted, mixes        whether each listener's packets are sealed, and carry all the talkers
+    talkers
+    listeners               the largest audience that loses less than 0.5 %
+    stopped_by              what went wrong with the next larger one
+    seconds, expected, delivered, loss
+    cpu_us_per_packet       the server's CPU, as the system says, by packets delivered
+    cpu_us_per_listener_tick    the same for 20 ms of all that one listener gets: a relay sends
+                            a packet for each talker then, Jamulus sends frames of 2.67 ms
+    server_cpu              share of its core
+    delay_ms                from a talker's packet to the first listener's that carries it (median)
+    times_fewer             our listeners by this server's
+    generator_busy, generator_lateness_ms   share of its core; its own packets' p99
+    valid, reason           false where the generator, not the server, was the limit, and why
+"""
+
+import functools
+import gc
+import json
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from bench import capacity
+from bench.audience import AudienceError
+from bench.floor import machine
+from bench.peers import janus
+from bench.peers.jamulus import MOST_CLIENTS, Jamulus
+from bench.peers.mumble import Mumble
+from bench.process import ProcessError
+from bench.show import json_option
+from bench.speech import encode_speech
+from spaces_client.audio import AudioError
+from spaces_server import AGENT
+
+MAX_LOSS = 0.005
+CLOSE_ENOUGH = 0.08
+STEP = 1.5
+TRIES = 10
+LAST_TRIES = 3
+TRY_S = 3.0
+TICKS_A_SECOND = 50
+
+OURS, FLOOR = "spaces", "floor"
+KEYS = (
+    *("peer", "version", "encrypted", "mixes", "talkers", "listeners", "stopped_by"),
+    *("seconds", "expected", "delivered", "loss", "cpu_us_per_packet"),
+    *("cpu_us_per_listener_tick", "server_cpu", "delay_ms", "times_fewer"),
+    *("generator_busy", "generator_lateness_ms", "valid", "reason"),
+)
+
+Figures = dict[str, Any]
+Speech = Sequence[Sequence[bytes]]
+
+
+class Peer(Protocol):
+    """A server that can be measured."""
+
+    @property
+    def name(self) -> str: ...
+
+    def missing(self) -> str | None:
+        """Why it cannot be measured here; None if it can."""
+
+    def measure(self, listeners: int, talkers: int, seconds: float, speech: Speech) -> Figures:
+        """speech: each talker's Opus packets of 20 ms, said again and again."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """This project's server, in packets of 20 ms; its talkers read the speech from the folder."""
+
+    folder: Path | None
+    name: str = OURS
+
+    def missing(self) -> str | None:
+        return None
+
+    def measure(self, listeners: int, talkers: int, seconds: float, speech: Speech) -> Figures:
+        figures = capacity.measure(listeners, talkers, seconds, speech=self.folder)
+        listener_ticks = listeners * figures["seconds"] * TICKS_A_SECOND
+        cpu_us = 1e6 * figures["server_cpu"] * figures["seconds"]
+        return {
+            **figures,
+            "peer": self.name,
+            "version": AGENT,
+            "encrypted": True,
+            "mixes": True,
+            "cpu_us_per_listener_tick": cpu_us / listener_ticks,
+            "generator_busy": figures["generator_cpu"],
+            "generator_lateness_ms": figures["generator_lateness_ms"]["p99"],
+        }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A server, and where the search begins: about what a core carried elsewhere, with one talker
+    and with several.  most: people it has room for.
+
+    Mumble begins with somewhat more: it tells everybody of everybody who comes, so that a try of
+    twice the size takes four times as long, and the search goes down cheaper than up.
+    """
+
+    peer: Peer
+    one: int
+    several: int
+    most: int = 50_000
+
+
+def candidates(folder: Path | None = None) -> list[Candidate]:
+    """folder: of WAV files, for our server's talkers."""
+    audiobridge, forward, srtp = janus.PEERS
+    return [
+        Candidate(Ours(folder), 5_000, 5_000),
+        Candidate(forward, 3_600, 3_000),
+        Candidate(Mumble(), 1_800, 540),
+        Candidate(srtp, 1_000, 900),
+        Candidate(audiobridge, 90, 85),
+        Candidate(Jamulus(), 66, 50, MOST_CLIENTS),
+    ]
+
+
+class UnmeasurableError(Exception):
+    """Not even a few listeners; the text says why."""
+
+
+def search(trouble_with: Callable[[int], str], start: int, most: int) -> tuple[int, str]:
+    """-> (the largest audience without trouble, within 8 %, what the trouble was with the next).
+
+    trouble_with: tries an audience; '' if all is well.  Goes up or down from `start` in steps of
+    one and a half until there is one of each kind, then bisects.  Raises UnmeasurableError.
+    """
+    good, bad, limit = 0, 0, ""
+    count = min(start, most)
+    for _ in range(TRIES):
+        if trouble := trouble_with(count):
+            bad, limit = count, trouble
+        else:
+            good = count
+        if good == most:
+            return good, f"it has room for no more than {most} listeners"
+        if bad and bad - good <= max(1, CLOSE_ENOUGH * good):
+            break
+        if not bad:
+            count = min(most, round(good * STEP))
+        elif not good:
+            count = round(bad / STEP)
+        else:
+            count = (good + bad) // 2
+    if not good:
+        raise UnmeasurableError(limit)
+    return good, limit
+
+
+def measure(
+    talkers: Sequence[int] = (1, 4),
+    seconds: float = 10.0,
+    *,
+    find: bool = True,
+    names: Iterable[str] = (),
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Figures:
+    """-> {"machine": ..., "rows": [...]}, see above.
+
+    find: search the largest audience; without it, that which the search would begin with is
+    measured.  names: of the servers; all of them if there are none.  folder: of WAV files to talk
+    with.  say: told what is going on.  Raises AudioError.
+    """
+    names = set(names)
+    chosen = [one for one in candidates(folder) if not names or one.peer.name in names]
+    rows: list[Figures] = []
+    for count in talkers:
+        speech = functools.cache(functools.partial(encode_speech, count, folder))
+        first = len(rows)
+        for candidate in chosen:
+            rows.append(figures := _measure(candidate, count, seconds, speech, find, say))
+            if "floor_us_per_packet" in figures:
+                rows.append(_floor(figures))
+        ours = next((row["listeners"] for row in rows[first:] if row["peer"] == OURS), None)
+        for row in rows[first:]:
+            if find and ours and row.get("listeners") and row["peer"] != FLOOR:
+                row["times_fewer"] = ours / row["listeners"]
+    return {"machine": machine(), "rows": [{key: row.get(key) for key in KEYS} for row in rows]}
+
+
+def _measure(
+    candidate: Candidate,
+    talkers: int,
+    seconds: float,
+    speech: Callable[[], Speech],
+    find: bool,
+    say: Callable[[str], None],
+) -> Figures:
+    peer = candidate.peer
+    most = candidate.most - talkers
+    listeners = min(most, candidate.one if talkers == 1 else candidate.several)
+    nothing = {"peer": peer.name, "talkers": talkers, "valid": False}
+    if (why := peer.missing()) is not None:
+        say(f"{peer.name}: {why}")
+        return {**nothing, "reason": why}
+
+    def attempt(listeners: int, seconds: float = TRY_S) -> tuple[Figures | None, str]:
+        say(f"{peer.name}, {talkers} talking: {listeners} listeners")
+        figures, trouble = _attempt(peer, listeners, talkers, seconds, speech())
+        if figures is not None and not figures["valid"]:
+            # The generator was disturbed, perhaps only this time.
+            figures, trouble = _attempt(peer, listeners, talkers, seconds, speech())
+        say(f"    {trouble or 'carried'}")
+        return figures, trouble
+
+    figures: Figures | None = None
+    limit = None
+    if find:
+        try:
+            listeners, limit = search(lambda n: attempt(n)[1], listeners, most)
+        except UnmeasurableError as error:
+            return {**nothing, "reason": str(error)}
+    for _ in range(LAST_TRIES):
+        figures, trouble = attempt(listeners, seconds)
+        if not (find and trouble):
+            break
+        # What was carried only just, and for a short time.
+        listeners = max(1, round(listeners * (1 - CLOSE_ENOUGH / 2)))
+    if figures is None:
+        return {**nothing, "reason": trouble}
+    return {**figures, "stopped_by": limit}
+
+
+def _attempt(
+    peer: Peer, listeners: int, talkers: int, seconds: float, speech: Speech
+) -> tuple[Figures | None, str]:
+    """-> (the figures if there are any, what is wrong with them or why there are none)."""
+    gc.collect()
+    gc.disable()  # a look at thousands of connections would make the talkers late
+    try:
+        figures = peer.measure(listeners, talkers, seconds, speech)
+    except (ProcessError, janus.JanusError, AudienceError, OSError) as error:
+        return None, str(error)
+    finally:
+        gc.enable()
+    lost = f"{figures['loss']:.1%} of the packets lost" if figures["loss"] >= MAX_LOSS else ""
+    trouble = figures["reason"] or lost  # what the generator loses is not the server's loss
+    return figures, trouble and f"{listeners} listeners: {trouble}"
+
+
+def _floor(ours: Figures) -> Figures:
+    """What the kernel alone takes for what our server sent, measured right after it."""
+    cost_us = ours["floor_us_per_packet"]
+    return {
+        "peer": FLOOR,
+        "version": f"{platform.system()} {platform.release()}",
+        "encrypted": False,
+        "talkers": ours["talkers"],
+        "listeners": ours["listeners"],
+        "cpu_us_per_packet": cost_us,
+        "cpu_us_per_listener_tick": cost_us,
+        "valid": ours["valid"],
+        "reason": ours["reason"],
+    }
+
+
+def show(figures: Figures) -> None:
+    table = Table(title="Listeners that a core carries", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("server", "does"):
+        table.add_column(name, no_wrap=True)
+    for name in ("talk", "listen", "CPU us", "delay ms", "loss", "fewer"):
+        table.add_column(name, justify="right", no_wrap=True)
+    remarks = ["CPU: of the server, for 20 ms of all that one listener gets"]
+    for row in figures["rows"]:
+        table.add_row(
+            row["peer"],
+            _does(row),
+            str(row["talkers"]),
+            _number(row["listeners"], ",d"),
+            _number(row["cpu_us_per_listener_tick"], ".2f"),
+            _number(row["delay_ms"], ".2f"),
+            _number(row["loss"], ".2%"),
+            _number(row["times_fewer"], ".1f"),
+        )
+        if row["reason"]:
+            remarks.append(f"{row['peer']}, {row['talkers']} talking: {row['reason']}")
+    console = Console()
+    console.print(table)
+    for remark in remarks:
+        console.print(remark, markup=False, highlight=False)
+
+
+def _does(row: Figures) -> str:
+    if row["mixes"] is None:
+        return ""
+    return ("mixes" if row["mixes"] else "relays") + (", seals" if row["encrypted"] else "")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+@click.command("peers")
+@click.option(
+    "--talkers",
+    multiple=True,
+    type=click.IntRange(1, 13),
+    help="How many talk; may be given several times.  [default: 1 and 4]",
+)
+@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(1, 600))
+@click.option(
+    "--find/--no-find",
+    default=True,
+    show_default=True,
+    help="Search the largest audience of each, or measure one of the usual size.",
+)
+@click.option(
+    "--peer",
+    "names",
+    multiple=True,
+    type=click.Choice([one.peer.name for one in candidates()]),
+    help="Only this server; may be given several times.",
+)
+@click.option(
+    "--speech",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of WAV files to talk with.  [default: synthesised voices]",
+)
+@json_option
+def command(
+    talkers: tuple[int, ...],
+    seconds: float,
+    find: bool,
+    names: tuple[str, ...],
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Other servers beside ours: Janus, Mumble, Jamulus, where they are installed.
+
+    Nothing is installed by this; on Debian: apt install janus mumble-server jamulus
+
+    \b
+    spaces-bench peers --json
+    spaces-bench peers --talkers 1 --peer spaces --peer mumble
+    """
+    try:
+        figures = measure(
+            talkers or (1, 4),
+            seconds,
+            find=find,
+            names=names,
+            folder=folder,
+            say=lambda line: click.echo(line, err=True),
+        )
+    except AudioError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        show(figures)
