@@ -73,6 +73,7 @@ class Member:
     number: int
     key: bytes
     socket: socket.socket
+    newest: int = -1  # media, when it was last looked at
     ping_ns: int = 0  # when to ping out of turn, once, so that everyone's turns are spread evenly
     hello: Hello | None = None
     handshake: Handshake | None = None
@@ -299,6 +300,10 @@ class Audience:
             self._send(member, member.hello.pack())
             self._wake_at(member, now_ns + HELLO_REPEAT_NS)
         elif member.connection is not None and member.connection.state is State.OPEN:
+            newest = int(self.tally.newest[member.number])
+            if newest != member.newest:  # a client would have opened it
+                member.newest = newest
+                member.connection._heard_ns = now_ns
             if member.ping_ns and now_ns >= member.ping_ns:
                 member.ping_ns = 0
                 member.connection.ping(now_ns)

@@ -1,9 +1,10 @@
 """How many listeners a server on one core carries, and at what cost.
 
 A real server process on one core; on another one the honest generator (bench/audience.py) with all
-listeners and talkers.  When all are in and the talkers talk, a window is measured.  Right after it,
-in the same run, the same core sends as many datagrams of the same size at the same pace without
-sealing or anything else (bench/floor.py): what the server takes beside that is its own.
+listeners and talkers.  When all are in and the talkers talk, a window is measured.  In the same
+run, before and after, the same core sends as many datagrams of the same size at the same pace
+without sealing or anything else (bench/floor.py): what the server takes beside that is its own.
+(Before, the size is what the talkers' own packets let expect.)
 """
 
 import gc
@@ -20,12 +21,13 @@ from bench.process import ProcessError, cores, pinned
 from bench.server import MeasuredServer
 from bench.show import json_option, show
 from bench.speech import encode_speech
+from protocol.packets import HEADER_BYTES, TAG_BYTES, Audible, DownlinkAudio, gather
 from spaces_client.audio import AudioError
 
 FRAME_MS = 20
 SETTLE_S = 1.5  # from the first word to the window: encoders, jitter buffers, news of who came
 CATCH_UP_S = 0.1  # with what was due while the server's figures were waited for
-FLOOR_S = 3.0  # at most
+FLOOR_S = 4.0  # at most
 STAGE = 13  # the server's default size
 MAX_LOSS = 0.005  # for --find
 CLOSE_ENOUGH = 0.05
@@ -65,6 +67,10 @@ def measure(
     spoken = encode_speech(talkers, speech)
     server_core, generator_core = cores()
     with pinned(generator_core):
+        floor_s = min(seconds, FLOOR_S) / 2
+        frames = packet_ms // FRAME_MS
+        likely_bytes = _datagram_bytes(spoken, frames)
+        floor = measure_sending(listeners, likely_bytes, floor_s, server_core, frames)
         with ExitStack() as stack:
             server = MeasuredServer(
                 stack, server_core, *_flags(listeners, talkers, packet_ms), *flags
@@ -91,16 +97,10 @@ def measure(
             window = audience.end()
             after = server.stats()
             full_bytes = server.process.rss_bytes()
-        floor = measure_sending(
-            listeners,
-            window.datagram_bytes,
-            min(seconds, FLOOR_S),
-            server_core,
-            packet_ms // FRAME_MS,
-        )
+        floor += measure_sending(listeners, window.datagram_bytes, floor_s, server_core, frames)
     cpu_us = cpu_s * 1e6 / max(1, window.delivered)
     reason = window.why_invalid
-    if not reason and not floor["floor_valid"]:
+    if not reason and floor.dropped:
         reason = "the generator's sockets dropped datagrams of the floor's"
     return {
         "listeners": listeners,
@@ -115,8 +115,8 @@ def measure(
         "reordered": window.reordered,
         "datagram_bytes": window.datagram_bytes,
         "cpu_us_per_packet": round(cpu_us, 3),
-        "floor_us_per_packet": floor["sendmmsg_us"],
-        "ratio_to_floor": round(cpu_us / floor["sendmmsg_us"], 3) if floor["sendmmsg_us"] else None,
+        "floor_us_per_packet": round(floor.each_us, 3),
+        "ratio_to_floor": round(cpu_us / floor.each_us, 3) if floor.each_us else None,
         "server_cpu": round(cpu_s / window.seconds, 4),
         "tick_lateness_ms": {k: round(v, 3) for k, v in after["tick_lateness_ms"].items()},
         "encodes_per_tick": round(_each_tick(before, after, "encodes"), 3),
@@ -167,6 +167,14 @@ def _flags(listeners: int, talkers: int, packet_ms: int) -> tuple[str, ...]:
         *("--crowd-above", "0", "--crowd-packet-ms", str(packet_ms)),
         "--no-governor",  # it would change the work that is measured, or let nobody more in
     )
+
+
+def _datagram_bytes(spoken: list[list[bytes]], frames: int) -> int:
+    """Of a mix, if it needs as many bytes as a voice."""
+    opus = bytes(sum(map(len, spoken[0])) // len(spoken[0]))
+    mix = DownlinkAudio(0, 0, (Audible(0, 0, 0),) * len(spoken), opus).pack()
+    (_, plaintext), *_ = gather((mix,) * frames)
+    return HEADER_BYTES + len(plaintext) + TAG_BYTES
 
 
 def _each_tick(before: dict[str, Any], after: dict[str, Any], what: str) -> float:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def measure(listeners: int, datagram_bytes: int, seconds: float) -> dict[str, An
             "listeners": listeners,
             "datagram_bytes": datagram_bytes,
             "seconds": seconds,
-            **measure_sending(listeners, datagram_bytes, seconds, server_core),
+            **_sending(measure_sending(listeners, datagram_bytes, seconds, server_core)),
             "seal_us": _cost_us(lambda n: aead.encrypt(n.to_bytes(HEADER_BYTES), plaintext, None)),
             "encode_us": {f"complexity_{c}": encode_us(c) for c in COMPLEXITIES},
             "decode_us": _cost_us(lambda n: decoder.decode(packets[n % len(packets)], pcm)),
@@ -85,12 +86,42 @@ def _cost_us(operation: Callable[[int], object]) -> float:
     return round(float(np.median(costs)), 3)
 
 
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """What came, what was sent of it, what that took, and what the receiver's sockets dropped."""
+
+    delivered: int
+    expected: int
+    cpu_s: float
+    dropped: int
+
+    def __add__(self, other: "Sending") -> "Sending":
+        return Sending(
+            self.delivered + other.delivered,
+            self.expected + other.expected,
+            self.cpu_s + other.cpu_s,
+            self.dropped + other.dropped,
+        )
+
+    @property
+    def each_us(self) -> float:
+        """CPU time for each that came."""
+        return self.cpu_s * 1e6 / max(1, self.delivered)
+
+
+def _sending(sending: Sending) -> dict[str, Any]:
+    return {
+        "sendmmsg_us": round(sending.each_us, 3),
+        "floor_loss": round(1 - sending.delivered / max(1, sending.expected), 5),
+        "floor_valid": sending.dropped == 0,
+    }
+
+
 def measure_sending(
     rows: int, datagram_bytes: int, seconds: float, core: int | None, bursts: int = 1
-) -> dict[str, Any]:
+) -> Sending:
     """Sends `rows` datagrams again and again for this long, in `bursts` parts that follow each
-    other by 20 ms; core: the sender's.  -> sendmmsg_us: CPU time for each that came (0: none did);
-    floor_loss; floor_valid: whether the receiver's sockets kept everything."""
+    other by 20 ms; core: the sender's."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(udp_socket()) for _ in range(SOCKETS)]
         ports = [str(one.getsockname()[1]) for one in sockets]
@@ -119,12 +150,7 @@ def measure_sending(
         before_s = sender.cpu_s()
         receive(seconds)
         cpu_s = sender.cpu_s() - before_s
-        lost = 1 - tally.delivered / max(1, tally.expected)
-        return {
-            "sendmmsg_us": round(cpu_s * 1e6 / max(1, tally.delivered), 3),
-            "floor_loss": round(lost, 5),
-            "floor_valid": dropped_by_kernel(sockets) == 0,
-        }
+        return Sending(tally.delivered, tally.expected, cpu_s, dropped_by_kernel(sockets))
 
 
 def _send(rows: int, datagram_bytes: int, bursts: int, ports: list[int]) -> None:

@@ -180,7 +180,7 @@ class Tally:
         self.delivered_by_stream: NDArray[np.int64] = np.zeros(streams, np.int64)
         self.duplicates = 0
         self.reordered = 0
-        self._newest = np.zeros(streams, np.int64)
+        self.newest = np.zeros(streams, np.int64)
         self._begun = np.zeros(streams, np.int64)  # the newest number when the window began
         self._seen = np.zeros(streams, np.uint64)  # bit k: newest - k was there; 0: none yet
         self._first = np.zeros(streams, np.intp)  # scratch: where in a batch a stream comes first
@@ -189,11 +189,11 @@ class Tally:
         """A measuring window begins: all that was counted is forgotten but the newest numbers."""
         self.delivered_by_stream[:] = 0
         self.duplicates = self.reordered = 0
-        self._begun[:] = self._newest
+        self._begun[:] = self.newest
 
     @property
     def expected_by_stream(self) -> NDArray[np.int64]:
-        return self._newest - self._begun
+        return self.newest - self._begun
 
     @property
     def expected(self) -> int:
@@ -225,15 +225,15 @@ class Tally:
         fresh = seen == 0
         if fresh.any():
             begin, number = streams[fresh], numbers[fresh]
-            self._newest[begin] = self._begun[begin] = number - 1
-        newest = self._newest[streams]
+            self.newest[begin] = self._begun[begin] = number - 1
+        newest = self.newest[streams]
         ahead = numbers - newest
         if bits < 64:
             half, whole = 1 << bits - 1, 1 << bits
             ahead = (ahead + half) % whole - half
         one = np.uint64(1)
         if (ahead == 1).all():  # nearly always, and a third of the work
-            self._newest[streams] = newest + 1
+            self.newest[streams] = newest + 1
             self._seen[streams] = seen << one | one
             self.delivered_by_stream[streams] += 1
             return
@@ -245,7 +245,7 @@ class Tally:
         seen = np.where(newer, np.where(near, seen << shift, 0), seen).astype(np.uint64)
         good = newer | (near & (seen & bit == 0))
         self._seen[streams] = np.where(good, seen | bit, seen)
-        self._newest[streams] = newest + np.where(newer, ahead, 0)
+        self.newest[streams] = newest + np.where(newer, ahead, 0)
         # What belongs to the time before the window is remembered, but not counted.
         inside = newest + ahead > self._begun[streams]
         self.delivered_by_stream[streams] += good & inside

@@ -2,11 +2,14 @@
 
     pytest bench/test_tick.py --benchmark-enable --benchmark-only
 
-Without --benchmark-enable every phase runs once, as a test.
+Without --benchmark-enable every phase runs once, as a test.  `spaces-bench tick` runs it and gives
+the figures, each by the name of its test.
 """
 
 import os
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -14,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.polled import Poller, udp_socket
 from protocol import frames
 from protocol.connection import MS, Connection
 from protocol.link import Link
@@ -26,6 +30,8 @@ from spaces_server.mixer.egress import Batch, Egress
 from spaces_server.mixer.mixer import LIMIT, limit
 from spaces_server.mixer.plan import Plan
 from spaces_server.mixer.source import FRAME_SAMPLES, Source
+from spaces_server.net.mmsg import Sender
+from spaces_server.net.transport import pack_address
 from spaces_server.node import Limits, Node
 from spaces_server.policy.house import HouseRules
 from spaces_server.records import StoreReply
@@ -100,7 +106,7 @@ def test_plan(benchmark: BenchmarkFixture) -> None:
     assert len(plan.classes) in (3, 4)
 
 
-def test_mix_and_limit(benchmark: BenchmarkFixture) -> None:
+def test_mix(benchmark: BenchmarkFixture) -> None:
     """Nine classes of eight sources: one product, nine limiters."""
     planes = 4 * np.stack([voice(seed)[10] for seed in range(8)])
     gains = np.ones((9, 8), np.float32)
@@ -159,13 +165,49 @@ def test_seal(benchmark: BenchmarkFixture) -> None:
     assert len(batch.lengths) == LISTENERS
 
 
-class Hall:
-    """A server with a space of three who speak and a thousand who listen."""
+def test_send(benchmark: BenchmarkFixture) -> None:
+    """A thousand datagrams, to sockets of this machine that are emptied in between."""
+    with ExitStack() as stack:
+        sender, *receivers = [stack.enter_context(udp_socket()) for _ in range(5)]
+        poller = Poller(receivers)
+        arena = np.zeros((LISTENERS, 128), np.uint8)
+        lengths = np.full(LISTENERS, 118, np.int32)
+        names = [
+            pack_address("127.0.0.1", one.getsockname()[1], socket.AF_INET) for one in receivers
+        ]
+        addresses = np.frombuffer(b"".join(names * (LISTENERS // len(names))), np.uint8)
+        addresses = addresses.reshape(LISTENERS, -1)
+        table = Sender(sender.fileno(), 16)  # bytes of a sockaddr_in
 
-    def __init__(self) -> None:
+        arrived = 0
+
+        def empty() -> None:
+            nonlocal arrived
+            arrived = 0
+            while (batch := poller.poll_all()) is not None:
+                arrived += len(batch[0])
+
+        measure: Callable[..., tuple[int, int]] = benchmark.pedantic
+        sent = measure(
+            lambda: table.send_batch(arena, lengths, addresses),
+            setup=empty,
+            rounds=100,
+            warmup_rounds=10,
+        )
+        assert sent == (LISTENERS, 0)
+        empty()
+        assert arrived == LISTENERS
+
+
+class Hall:
+    """A server with a space of three who speak and a thousand who listen; in crowd packets of
+    `packet_ms` if that is more than 20."""
+
+    def __init__(self, packet_ms: int = 20) -> None:
         self.now_ns = 1_000 * MS
         self.ticks = 0
-        limits, rules = Limits(cookies_above=10_000), HouseRules(limited_rates=False)
+        limits = Limits(cookies_above=10_000, crowd_above=LISTENERS // 2, crowd_packet_ms=packet_ms)
+        rules = HouseRules(limited_rates=False)
         self.node = Node(os.urandom(32), entropy=os.urandom, limits=limits, rules=rules)
         self.events: list[ClientEvent] = []
         self.link = Link("server", 5004, public_key(self.node.endpoint.private_key))
@@ -179,7 +221,7 @@ class Hall:
         for client in others:
             self._ask(client, frames.Join, space=space, invite=invite)
         for _ in range(LISTENERS):
-            self._ask(self._client(), frames.Join, space=space)
+            self._ask(self._client(), frames.Join, space=space, packet_ms=packet_ms)
         self.speeches = [Speech(seed) for seed in range(SPEAKERS)]
         for _ in range(20):  # acknowledgements, and the news of who has come
             self.tick()
@@ -254,3 +296,19 @@ def test_node_tick(benchmark: BenchmarkFixture) -> None:
     audio = getattr(event, "audio", None)
     assert isinstance(audio, DownlinkAudio)
     assert [a.seat for a in audio.audible] == [0, 1, 2]
+
+
+def test_crowd_tick(benchmark: BenchmarkFixture) -> None:
+    """The same, with a datagram for each listener at every third tick: a third of them at each."""
+    hall = Hall(packet_ms=60)
+    for _ in range(5):
+        hall.speak()
+        hall.tick()
+    sealed, ticks = hall.node.egress.sealed, hall.ticks
+    measure: Callable[..., list[Batch]] = benchmark.pedantic
+    measure(hall.tick, setup=hall.speak, rounds=100, warmup_rounds=10)
+    while (hall.ticks - ticks) % 3:
+        hall.speak()
+        hall.tick()
+    ticks = hall.ticks - ticks
+    assert hall.node.egress.sealed - sealed == ticks * SPEAKERS + ticks // 3 * LISTENERS

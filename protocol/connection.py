@@ -34,7 +34,8 @@ from protocol.reliable import ChannelError, ReliableChannel
 from protocol.sealing import Opener, Sealer, SessionKeys
 
 MS = 1_000_000  # nanoseconds
-KEEPALIVE_NS = 5_000 * MS  # NAT bindings for UDP live 30 s or longer (RFC 4787, REQ-5)
+KEEPALIVE_NS = 15_000 * MS  # NAT bindings for UDP live 30 s or longer (RFC 4787, REQ-5)
+QUIET_NS = 5_000 * MS  # who hears nothing wants to know sooner whether anybody is there
 IDLE_TIMEOUT_NS = 30_000 * MS
 KEEPALIVE_REPEAT_NS = 1_000 * MS  # while the PONG is missing
 KEEPALIVE_BYTES = 256  # a ping from an address not yet proven pays for the way back
@@ -370,13 +371,21 @@ class Connection:
         return []
 
     @property
+    def unanswered_since_ns(self) -> int | None:
+        """When the PING that has no PONG yet first went out; None: there is none."""
+        return self._asked_ns if self._ping_token else None
+
+    @property
     def _ping_again_ns(self) -> int | None:
         """When the next ping is due: soon if an address is to be proven, else to keep alive."""
         if self.credit_bytes is not None and self.credit_bytes >= CHALLENGE_BYTES:
             return self._pinged_ns + CHALLENGE_REPEAT_NS
         if not self._keep_alive:
             return None
-        return self._pinged_ns + (KEEPALIVE_REPEAT_NS if self._ping_token else KEEPALIVE_NS)
+        if self._ping_token:
+            return self._pinged_ns + KEEPALIVE_REPEAT_NS
+        quiet_since_ns = max(self._heard_ns, self._pinged_ns)
+        return min(self._pinged_ns + KEEPALIVE_NS, quiet_since_ns + QUIET_NS)
 
     def _lost(self, code: CloseCode, text: str, now_ns: int) -> list[Event]:
         self._finish(now_ns)

@@ -135,6 +135,7 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
     },
     connection: {
         "KEEPALIVE_NS": "a client pings when its last PING is this old",
+        "QUIET_NS": "a client pings when it has heard and pinged nothing for this long",
         "KEEPALIVE_REPEAT_NS": "time from a keep-alive PING to the next, while there is no PONG",
         "KEEPALIVE_BYTES": "size to which the datagram of a keep-alive PING is padded",
         "IDLE_TIMEOUT_NS": "a session is lost when nothing authentic has come for this long",

@@ -14,6 +14,7 @@ A session that is lost is made anew, with the same key, and so is the place in t
 until it stands again, or there is no use in it: then, and after `close`, the phase is CLOSED.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from protocol import connection as session
 from protocol import frames
-from protocol.connection import KEEPALIVE_NS, MS, CloseCode, Connection, Media, Message, Pong
+from protocol.connection import MS, CloseCode, Connection, Media, Message, Pong
 from protocol.frames import ErrorCode, FrameError
 from protocol.link import Link
 from protocol.noise import Handshake, NoiseError
@@ -65,7 +66,7 @@ PROBE_REPEAT_NS = 100 * MS  # doubled with each
 MAX_PROBE_REPEAT_NS = 400 * MS
 ASK_AGAIN_NS = 1_000 * MS  # between two requests for missing updates, or for a fresh snapshot
 MAX_LOOK_DOUBLINGS = 6  # fresh snapshots that do not help are asked for more and more seldom
-SILENT_NS = KEEPALIVE_NS + 10_000 * MS  # without a PONG: a PING was out for the last 10 s at least
+SILENT_NS = 10_000 * MS  # for so long a PING may be without its PONG
 RETRY_NS = 250 * MS  # before the first new attempt; doubled with every one that fails
 MAX_RETRY_NS = 5_000 * MS
 REFUSED_GIVE_UP = 2  # "port unreachable" answers before they are believed
@@ -346,7 +347,7 @@ class Client:
         self.phase = Phase.CONNECTED
         self.received = Received()
         self.playout = Playout()
-        self._connected_ns = self._pong_ns = now_ns
+        self._connected_ns = now_ns
         if self.trouble is None:
             return [Connected()]
         if self._way_back is not None:
@@ -447,7 +448,6 @@ class Client:
                 case Message(message):
                     events += self._receive_frame(message, now_ns)
                 case Pong(asked_ns, rtt_ns, status):
-                    self._pong_ns = now_ns
                     self.rtt_ns = self.rtt_ns if rtt_ns is None else rtt_ns
                     if asked_ns >= self._joined_ns:  # else it may be of another space
                         self.view.newest = max(self.view.newest, status)
@@ -675,7 +675,7 @@ class Client:
                 return self._over(event, now_ns)
         if self.phase is Phase.CLOSED:
             return []
-        if now_ns - self._pong_ns >= SILENT_NS:
+        if now_ns >= self._silent_ns:
             # A server that was killed and started again knows nothing of the session, and is
             # silent: nothing that it sends for it could be believed.
             return self._lost("the server does not answer any more", now_ns)
@@ -723,8 +723,15 @@ class Client:
         if self.phase is Phase.CLOSED:
             return self._connection.deadline_ns
         due = (self._rejoin_ns, self._gap_ns, self._ask_ns)
-        own = [self._connection.deadline_ns, self._pong_ns + SILENT_NS]
-        return min(own + [when_ns for when_ns in due if when_ns is not None])
+        own = [self._connection.deadline_ns, self._silent_ns]
+        return int(min(own + [when_ns for when_ns in due if when_ns is not None]))
+
+    @property
+    def _silent_ns(self) -> int | float:
+        """When to give the server up, unless it answers."""
+        assert self._connection is not None
+        since_ns = self._connection.unanswered_since_ns
+        return math.inf if since_ns is None else since_ns + SILENT_NS
 
     def finished(self, now_ns: int) -> bool:
         """Nothing more is to be sent or awaited."""

@@ -192,6 +192,7 @@ class Server:
     def _tick(self, now_ns: int) -> None:
         assert self._ticker is not None
         assert self._transport is not None
+        self._transport.receive_now()
         self._transport.flush()  # the batches of the last tick lie where this tick's will
         timestamp = self._ticker.number * FRAME_SAMPLES & 0xFFFF_FFFF
         for batch in self.node.tick(timestamp, now_ns):

@@ -49,6 +49,10 @@ MSGHDR = np.dtype(
 )
 MMSGHDR = np.dtype([("hdr", MSGHDR), ("len", np.uint32)], align=True)
 
+_MESSAGE_WORDS = MMSGHDR.itemsize // 4  # of 32 bits
+_FLAGS_WORD = MSGHDR.fields["flags"][1] // 4  # type: ignore[index]  # numpy: fields of a structure
+_LENGTH_WORD = MMSGHDR.fields["len"][1] // 4  # type: ignore[index]
+
 MSG_TRUNC = 0x20
 FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM})
 
@@ -141,20 +145,28 @@ class Sender:
 
 
 class Receiver:
-    """Receives up to 64 datagrams a call from a non-blocking UDP socket."""
+    """Receives up to 64 datagrams a call from a non-blocking UDP socket.
+
+    Most calls bring few.  So what the kernel wrote is read through memoryviews that are made once,
+    and no field is written again: `namelen` stays what it is for every address of the socket.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._messages, vectors = table(RECEIVE_ROWS)
-        self._names = np.zeros((RECEIVE_ROWS, ADDRESS_BYTES), np.uint8)
+        messages, vectors = table(RECEIVE_ROWS)
+        names = np.zeros((RECEIVE_ROWS, ADDRESS_BYTES), np.uint8)
         data = np.zeros((RECEIVE_ROWS, DATAGRAM_BYTES), np.uint8)
-        self._data = data.data.cast("B")
-        self._messages["hdr"]["name"] = pointers(
-            self._names.ctypes.data, RECEIVE_ROWS, ADDRESS_BYTES
-        )
+        messages["hdr"]["name"] = pointers(names.ctypes.data, RECEIVE_ROWS, ADDRESS_BYTES)
+        messages["hdr"]["namelen"] = ADDRESS_BYTES
         vectors["base"] = pointers(data.ctypes.data, RECEIVE_ROWS, DATAGRAM_BYTES)
         vectors["len"] = DATAGRAM_BYTES
+        self._table_at = messages.ctypes.data
         self._vectors = vectors  # the kernel reads it: it must live as long as the table
+        words = messages.view(np.uint32).data
+        self._lengths = words[_LENGTH_WORD::_MESSAGE_WORDS]
+        self._flags = words[_FLAGS_WORD::_MESSAGE_WORDS]
+        self._rows = [row.data for row in data]
+        self._names = [row.data for row in names]
 
     def receive(self) -> tuple[list[tuple[bytes, bytes]], int]:
         """Read one batch: (datagrams as (data, address), how many were too long and dropped).
@@ -162,20 +174,12 @@ class Receiver:
         Fewer than RECEIVE_ROWS of both together means that the socket is empty. Raises OSError
         (BlockingIOError when nothing was there).
         """
-        messages = self._messages
-        messages["hdr"]["namelen"] = ADDRESS_BYTES  # the last call overwrote it
-        count = recvmmsg(self._fd, messages.ctypes.data, RECEIVE_ROWS, 0, None)
+        count = recvmmsg(self._fd, self._table_at, RECEIVE_ROWS, 0, None)
         if count < 0:
             raise _last_error()
-        lengths = messages["len"][:count].tolist()
-        flags = messages["hdr"]["flags"][:count].tolist()
-        names = self._names.tobytes()
-        data = self._data
+        lengths, flags = self._lengths, self._flags
         batch = [
-            (
-                bytes(data[i * DATAGRAM_BYTES : i * DATAGRAM_BYTES + lengths[i]]),
-                names[i * ADDRESS_BYTES : (i + 1) * ADDRESS_BYTES],
-            )
+            (bytes(self._rows[i][: lengths[i]]), bytes(self._names[i]))
             for i in range(count)
             if not flags[i] & MSG_TRUNC
         ]

@@ -1344,6 +1344,7 @@ class Ping:
     """The PING under way (7.2)."""
 
     token: bytes
+    since_ns: int  # first sent
     sends: int = 0
     old: bool = False  # first sent before `joined`: its PONG may speak of another space
 
@@ -1358,7 +1359,8 @@ class Client:
     """
 
     HANDSHAKE_NS = 5_000 * MS
-    KEEPALIVE_NS = 5_000 * MS
+    KEEPALIVE_NS = 15_000 * MS
+    QUIET_NS = 5_000 * MS
     KEEPALIVE_REPEAT_NS = 1_000 * MS
     IDLE_NS = 30_000 * MS
     CLOSE_REPEAT_NS = 200 * MS
@@ -1397,7 +1399,7 @@ class Client:
         self._pongs_owed: deque[bytes] = deque(maxlen=4)
         self._ping: Ping | None = None
         self._ping_bytes: int | None = None  # one is due, in a datagram padded to so many
-        self._last_ping_ns = self.heard_ns = self.since_ns = self.pong_ns = now_ns
+        self._last_ping_ns = self.heard_ns = self.since_ns = now_ns
         self._repair: int | None = None  # the `catch_up` or `look` under way
         self._asked_ns = now_ns - self.ASK_NS  # when the last of them went out
         self._look_wait_ns = self.ASK_NS
@@ -1479,7 +1481,7 @@ class Client:
             self.server_agent = agent
             self._chains = Chains.make(server_index, to_server, to_client)
             self.state = "session"
-            self.heard_ns = self.since_ns = self.pong_ns = now_ns
+            self.heard_ns = self.since_ns = now_ns
             self._sender.sample(now_ns - self._begun_ns)
             self._ping_bytes = 0
 
@@ -1548,7 +1550,6 @@ class Client:
         if ping is None or ping.token != token:
             return
         self._ping = None
-        self.pong_ns = now_ns
         if ping.sends == 1:
             self._sender.sample(now_ns - self._last_ping_ns)
         if self.view is not None and not ping.old:
@@ -1648,8 +1649,14 @@ class Client:
     # What goes out, and when
 
     def _ping_ns(self) -> int:
-        gap_ns = self.KEEPALIVE_NS if self._ping is None else self.KEEPALIVE_REPEAT_NS
-        return self._last_ping_ns + gap_ns
+        if self._ping is not None:
+            return self._last_ping_ns + self.KEEPALIVE_REPEAT_NS
+        quiet_ns = max(self._last_ping_ns, self.heard_ns) + self.QUIET_NS
+        return min(self._last_ping_ns + self.KEEPALIVE_NS, quiet_ns)
+
+    def unanswered_ns(self) -> int:
+        """When the PING under way first went out."""
+        return NEVER_NS if self._ping is None else self._ping.since_ns
 
     def _repair_ns(self) -> int:
         """When to ask for what is missing, or for all that should be right."""
@@ -1732,7 +1739,7 @@ class Client:
         padded_bytes = self._ping_bytes or 0
         if self._ping_bytes is not None:
             self._ping_bytes = None
-            self._ping = self._ping or Ping(self._entropy(8))
+            self._ping = self._ping or Ping(self._entropy(8), now_ns)
             self._ping.sends += 1
             self._last_ping_ns = now_ns
             text += chunk(PING, self._ping.token)
@@ -1760,7 +1767,7 @@ class Visitor:
     it is not known whether they were carried out. `kept`: what waits for `seen`.
     """
 
-    MUTE_NS = 15_000 * MS  # a server that says nothing for so long
+    MUTE_NS = 10_000 * MS  # a server that has not answered a PING for so long
     STOOD_NS = 5_000 * MS
     FIRST_DELAY_NS, MAX_DELAY_NS = 250 * MS, 5_000 * MS
     AGAIN_NS = 1_000 * MS
@@ -1808,11 +1815,14 @@ class Visitor:
 
     def deadline_ns(self) -> int:
         client = self.client
-        mute_ns = client.pong_ns + self.MUTE_NS if client.state == "session" else NEVER_NS
-        return min(client.deadline_ns(), self._attempt_ns, self._rejoin_ns, mute_ns)
+        return min(client.deadline_ns(), self._attempt_ns, self._rejoin_ns, self._mute_ns())
+
+    def _mute_ns(self) -> int:
+        client = self.client
+        return client.unanswered_ns() + self.MUTE_NS if client.state == "session" else NEVER_NS
 
     def poll(self, now_ns: int) -> list[bytes]:
-        if self.client.state == "session" and now_ns >= self.client.pong_ns + self.MUTE_NS:
+        if now_ns >= self._mute_ns():
             self._lose(now_ns)
         if now_ns >= self._attempt_ns:
             self._attempt_ns = NEVER_NS

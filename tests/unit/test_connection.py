@@ -23,6 +23,7 @@ from protocol.connection import (
     MAX_CLOSE_TEXT_BYTES,
     MAX_QUEUED_PONGS,
     MS,
+    QUIET_NS,
     TOKEN_BYTES,
     Chunk,
     CloseCode,
@@ -397,15 +398,27 @@ def test_a_ping_measures_the_way_and_brings_the_status() -> None:
     assert of(Pong, world.client_events) == [Pong(START_NS, 70 * MS, 77)]
 
 
-def test_the_client_keeps_the_session_alive_every_five_seconds() -> None:
+def test_a_client_that_hears_nothing_asks_every_five_seconds() -> None:
     world = World()
     world.run(61_000)
     sent_ns = [at for at, up, _ in world.sent if up]
-    assert sent_ns[0] == START_NS + KEEPALIVE_NS
-    assert {b - a for a, b in pairwise(sent_ns)} == {KEEPALIVE_NS}
+    assert sent_ns[0] == START_NS + QUIET_NS
+    round_trip_ns = 2 * world.delay_ns
+    assert {b - a for a, b in pairwise(sent_ns)} == {QUIET_NS + round_trip_ns}
     assert world.control_sent(up=True) == world.control_sent(up=False) == 12
     assert world.client.state is world.server.state is State.OPEN
     assert len(of(Pong, world.client_events)) == 12
+
+
+def test_a_client_that_hears_enough_keeps_the_session_alive_every_fifteen_seconds() -> None:
+    world = World()
+    for _ in range(610):
+        world.post(False, world.server.send_media(Kind.AUDIO, b"a mix"), world.server.address)
+        world.run(100)
+    sent_ns = [at for at, up, _ in world.sent if up]
+    assert sent_ns[0] == START_NS + KEEPALIVE_NS
+    assert {b - a for a, b in pairwise(sent_ns)} == {KEEPALIVE_NS}
+    assert world.client.state is world.server.state is State.OPEN
 
 
 def test_a_session_of_which_nothing_is_heard_ends_after_thirty_seconds() -> None:

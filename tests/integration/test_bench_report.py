@@ -1,0 +1,131 @@
+"""`spaces-bench report` writes down what was measured, and nothing else."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import report
+from bench.process import pinned
+
+PNG = b"\x89PNG"
+PHASES = {"decode", "plan", "mix", "encode", "seal", "send", "node_tick", "crowd_tick"}
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def written(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def test_report(tmp_path: Path) -> None:
+    """A process of its own: it takes a core for itself, and comes before others."""
+    parts = [f"--part={part}" for part in ("capacity", "tick", "peers")]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench.cli", "report", "--output", str(tmp_path)),
+            *("--quick", "--no-peers", "--seconds", "0.5", *parts),
+        ],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "report.json").read_text())
+    text = (tmp_path / "report.md").read_text()
+
+    assert report.markdown(figures) == text
+    assert str(tmp_path) not in text
+    first, second = figures["capacity"]
+    assert (first["listeners"], second["listeners"]) == (50, 100)
+    rows = [cells(line) for line in text.splitlines()]
+    for run in (first, second):
+        (row,) = [row for row in rows if row[:3] == [str(run["listeners"]), "1", "20"]]
+        assert written(row[4]) == pytest.approx(run["cpu_us_per_packet"], rel=1e-3)
+        assert run["delivered"] > 0
+
+    assert figures["tick"]["phases"].keys() == PHASES
+    for name, phase in figures["tick"]["phases"].items():
+        (row,) = [row for row in rows if row[0] == name.replace("_", " ") and len(row) == 4]
+        assert written(row[1]) == pytest.approx(phase["median_us"], rel=1e-3)
+
+    assert figures["peers"] == {"valid": False, "reason": "not part of this run"}
+    assert all(row["met"] is None for row in figures["asked"]), "too small to say so"
+    assert figures["plots"] == ["cpu.png", "lateness.png", "tick.png"]
+    for name in figures["plots"]:
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+        assert f"({name})" in text
+
+
+def run_spaces(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.cli", "spaces", *arguments, "--json"],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def test_spaces() -> None:
+    figures = run_spaces("--spaces", "5", "--seconds", "1")
+    assert (figures["spaces"], figures["people"]) == (5, 25)
+    # Where other programs take the machine, ticks are skipped; but all that is sent arrives.
+    assert figures["delivered"] + figures["skipped"] == figures["expected"] > 0
+    assert figures["duplicates"] == figures["reordered"] == 0
+    assert figures["sampled_frames"] > 0
+    assert 0 < figures["encodes_per_tick"] <= 5, "one class in each"
+
+
+def test_silent_spaces() -> None:
+    figures = run_spaces("--silent", "--spaces", "5", "--seconds", "1")
+    assert figures["people"] == 25
+    assert figures["encodes"] == figures["audio_packets"] == 0
+    assert figures["cpu_share"] > 0
+    assert figures["valid"], figures["reason"]
+
+
+def test_what_fails_is_told_and_the_rest_goes_on() -> None:
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("the machine is on fire")
+
+    said: list[str] = []
+    figures = report.attempt("joins", fail, said.append)
+    assert figures == {"valid": False, "reason": "the machine is on fire"}
+    assert said == ["joins", "    the machine is on fire"]
+
+
+def test_no_folders_of_this_machine() -> None:
+    said = "python has ended: File '/home/ada/spaces/cli.py', line 3: 10 / 20 and 1/2 of /tmp"
+    (row,) = report.without_folders({"rows": [{"reason": said, "loss": 0.5}]})["rows"]
+    assert row["reason"] == said.replace("/home/ada/spaces/", "…/")
+    assert row["loss"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("figures", "met", "measured"),
+    [
+        ({"loss": 0.0004}, True, 0.04),
+        ({"loss": 0.001}, False, 0.1),
+        ({"loss": 0.0004, "valid": False, "reason": "too slow"}, None, 0.04),
+        ({"valid": False, "reason": "too slow"}, None, None),
+    ],
+)
+def test_asked(figures: dict[str, Any], met: bool | None, measured: float | None) -> None:
+    row = report.Asked("loss", figures, "loss", "<", 0.1, "%", 100).row()
+    assert (row["met"], row["measured"]) == (met, measured)
+    assert row["reason"] == figures.get("reason", "")
+
+
+def test_a_measurement_leaves_the_process_as_it_was() -> None:
+    before = os.sched_getaffinity(0), os.sched_getscheduler(0)
+    core = min(before[0])
+    with contextlib.suppress(RuntimeError), pinned(core):
+        assert os.sched_getaffinity(0) == {core}
+        raise RuntimeError
+    assert (os.sched_getaffinity(0), os.sched_getscheduler(0)) == before
