@@ -96,7 +96,7 @@ class Members:
         self._timers: list[tuple[int, int, _Member]] = []
         self._number = 0
         self._sockets = [self._socket() for _ in range(SOCKETS)]
-        self._receivers = {s.fileno(): Receiver(s.fileno()) for s in self._sockets}
+        self._receivers = {s.fileno(): Receiver(s) for s in self._sockets}
         self._poll = select.poll()
         for one in self._sockets:
             self._poll.register(one, select.POLLIN)
@@ -227,7 +227,7 @@ class Members:
             except BlockingIOError:
                 return
             now_ns = time.monotonic_ns()
-            for data, _ in batch:
+            for data, _, _ in batch:
                 kind = data[0]
                 self.datagrams[kind] += 1
                 if kind in (Kind.FEED, Kind.AUDIO):

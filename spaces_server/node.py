@@ -3,7 +3,7 @@
 The way of one packet: the endpoint finds the session and opens it; audio goes to the mix of the
 member's space, a frame goes to the house, whose effects are carried out here.
 
-    receive_datagram(data, address, now_ns)     as datagrams come
+    receive_datagram(data, address, now_ns)     as datagrams are read
     receive_stored(reply, now_ns)               as the store's replies come
     work(now_ns)                                while something is `waiting`, and there is time
     tick(timestamp, now_ns) -> [Batch]          every 20 ms: timers, feeds, mixer, egress
@@ -214,7 +214,11 @@ class Node:
 
     # -- in and out -------------------------------------------------------------------------------
 
-    def receive_datagram(self, data: bytes, address: bytes, now_ns: int) -> None:
+    def receive_datagram(
+        self, data: bytes, address: bytes, now_ns: int, waited_ns: int = 0
+    ) -> None:
+        """waited_ns: for how long it had been there before it was read; the jitter buffers, which
+        learn from when packets come, want to know."""
         received = self.endpoint.receive(data, address, now_ns)
         if received is None:
             return
@@ -225,7 +229,7 @@ class Node:
             if session.gone:
                 break
             if type(event) is Media:
-                self._receive_media(session, event, now_ns)
+                self._receive_media(session, event, now_ns - waited_ns)
             else:
                 self._receive_event(session, event, now_ns)
         if (
@@ -421,7 +425,7 @@ class Node:
 
     # -- events -----------------------------------------------------------------------------------
 
-    def _receive_media(self, session: Session, media: Media, now_ns: int) -> None:
+    def _receive_media(self, session: Session, media: Media, came_ns: int) -> None:
         seat = self._seats.get(session.index)
         if seat is None or media.kind != Kind.AUDIO:
             self.dropped["audio outside a space"] += 1
@@ -431,12 +435,12 @@ class Node:
         except MalformedPacketError:
             self.dropped["malformed audio"] += 1
             return
-        if self._records and seat.room.recorder.full(seat.member, now_ns):
+        if self._records and seat.room.recorder.full(seat.member, came_ns):
             self.dropped["audio faster than it can be played"] += 1
-        elif not self.mixer.receive(seat.room.mix, seat.member, audio, now_ns):
+        elif not self.mixer.receive(seat.room.mix, seat.member, audio, came_ns):
             self.dropped["audio of one who may not speak"] += 1
         elif self._records:
-            seat.room.recorder.take(seat.member, audio.timestamp, audio.opus, now_ns)
+            seat.room.recorder.take(seat.member, audio.timestamp, audio.opus, came_ns)
 
     def _receive_event(self, session: Session, event: Event, now_ns: int) -> None:
         match event:

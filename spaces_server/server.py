@@ -22,7 +22,7 @@ from spaces_server.gauge import gauge
 from spaces_server.governor import TICK_NS, Governor
 from spaces_server.mixer.source import FRAME_SAMPLES
 from spaces_server.net.ticker import Ticker
-from spaces_server.net.transport import Transport, host_of, open_transport
+from spaces_server.net.transport import Batch, Transport, host_of, open_transport
 from spaces_server.node import Limits, Node
 from spaces_server.policy.house import HouseRules
 from spaces_server.records import StoreReply
@@ -163,10 +163,10 @@ class Server:
         if self.failure is not None:
             raise self.failure
 
-    def _receive(self, datagrams: list[tuple[bytes, bytes]]) -> None:
+    def _receive(self, datagrams: Batch) -> None:
         now_ns = time.monotonic_ns()
-        for data, address in datagrams:
-            self.node.receive_datagram(data, address, now_ns)
+        for data, address, waited_ns in datagrams:
+            self.node.receive_datagram(data, address, now_ns, waited_ns)
         self._pass_on()
         self._busy_ns += time.monotonic_ns() - now_ns
 

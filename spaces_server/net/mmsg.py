@@ -8,8 +8,8 @@ The kernel reads an array of structures that point at names, at vectors, at data
     |             msg_namelen           |       |                |
     |             msg_iov     ----------|------>| iov_base  -----|--> datagram row i
     |             msg_iovlen  = 1       |       | iov_len        |
-    |             msg_control = 0       |       +----------------+
-    |             msg_controllen = 0    |
+    |             msg_control           |       +----------------+
+    |             msg_controllen        |       (when it came: read only)
     |             msg_flags             |
     +-----------------------------------+
     | msg_len     bytes moved           |
@@ -23,7 +23,9 @@ Python is per batch, not per datagram.
 import ctypes
 import errno
 import os
+import socket
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,12 @@ _MESSAGE_WORDS = MMSGHDR.itemsize // 4  # of 32 bits
 _FLAGS_WORD = MSGHDR.fields["flags"][1] // 4  # type: ignore[index]  # numpy: fields of a structure
 _LENGTH_WORD = MMSGHDR.fields["len"][1] // 4  # type: ignore[index]
 
+CONTROL = np.dtype(  # a cmsghdr with the timespec of SCM_TIMESTAMPNS
+    [("len", np.uintp), ("level", np.int32), ("type", np.int32), ("s", np.int64), ("ns", np.int64)],
+    align=True,
+)
+SO_TIMESTAMPNS = 35
+MAX_WAITED_NS = 1_000_000_000  # a clock that was put right meanwhile says more
 MSG_TRUNC = 0x20
 FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM})
 
@@ -145,21 +153,27 @@ class Sender:
 
 
 class Receiver:
-    """Receives up to 64 datagrams a call from a non-blocking UDP socket.
+    """Receives up to 64 datagrams a call from a non-blocking UDP socket, and knows when they came.
 
     Most calls bring few.  So what the kernel wrote is read through memoryviews that are made once,
-    and no field is written again: `namelen` stays what it is for every address of the socket.
+    and as good as nothing is written again: `namelen` stays what it is for all of a socket.
     """
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self._fd = sock.fileno()
         messages, vectors = table(RECEIVE_ROWS)
+        controls = np.zeros(RECEIVE_ROWS, CONTROL)
         names = np.zeros((RECEIVE_ROWS, ADDRESS_BYTES), np.uint8)
         data = np.zeros((RECEIVE_ROWS, DATAGRAM_BYTES), np.uint8)
         messages["hdr"]["name"] = pointers(names.ctypes.data, RECEIVE_ROWS, ADDRESS_BYTES)
         messages["hdr"]["namelen"] = ADDRESS_BYTES
         vectors["base"] = pointers(data.ctypes.data, RECEIVE_ROWS, DATAGRAM_BYTES)
         vectors["len"] = DATAGRAM_BYTES
+        messages["hdr"]["control"] = pointers(controls.ctypes.data, RECEIVE_ROWS, CONTROL.itemsize)
+        self._control_lengths = messages["hdr"]["controllen"]  # the kernel writes what it used
+        self._seconds = controls["s"].data
+        self._nanoseconds = controls["ns"].data
         self._table_at = messages.ctypes.data
         self._vectors = vectors  # the kernel reads it: it must live as long as the table
         words = messages.view(np.uint32).data
@@ -168,21 +182,25 @@ class Receiver:
         self._rows = [row.data for row in data]
         self._names = [row.data for row in names]
 
-    def receive(self) -> tuple[list[tuple[bytes, bytes]], int]:
-        """Read one batch: (datagrams as (data, address), how many were too long and dropped).
+    def receive(self) -> tuple[list[tuple[bytes, bytes, int]], int]:
+        """Read one batch: (datagrams, how many were too long and dropped).
 
-        Fewer than RECEIVE_ROWS of both together means that the socket is empty. Raises OSError
+        A datagram is (data, address, waited_ns): how long ago it came. Fewer than RECEIVE_ROWS of
+        both together means that the socket is empty. Raises OSError
         (BlockingIOError when nothing was there).
         """
+        self._control_lengths[:] = CONTROL.itemsize
         count = recvmmsg(self._fd, self._table_at, RECEIVE_ROWS, 0, None)
         if count < 0:
             raise _last_error()
-        lengths, flags = self._lengths, self._flags
-        batch = [
-            (bytes(self._rows[i][: lengths[i]]), bytes(self._names[i]))
-            for i in range(count)
-            if not flags[i] & MSG_TRUNC
-        ]
+        now_ns = time.time_ns()
+        batch = []
+        for i in range(count):
+            if not self._flags[i] & MSG_TRUNC:
+                data = bytes(self._rows[i][: self._lengths[i]])
+                waited_ns = now_ns - self._seconds[i] * 1_000_000_000 - self._nanoseconds[i]
+                waited_ns = min(max(waited_ns, 0), MAX_WAITED_NS)
+                batch.append((data, bytes(self._names[i]), waited_ns))
         return batch, count - len(batch)
 
 

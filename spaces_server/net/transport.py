@@ -10,7 +10,8 @@ control frames are repeated by the reliable channel.
 
 What comes in is read at once where little comes, and every PAUSE_S where much does: a datagram that
 has to wake the server for itself costs ten times as much as one among others (nothing that it needs
-is in the caches). `receive_now` takes what has come before a tick, so audio waits no longer by it.
+is in the caches). When it came is known all the same, from the kernel, and `receive_now` takes what
+has come before a tick: audio is neither late by it nor does it seem to be.
 
 Where there is a second core, large batches go to the kernel from a thread of their own: a send is
 the kernel's work, so meanwhile the next batch can be sealed.
@@ -43,7 +44,7 @@ from spaces_server.net.mmsg import (
 )
 
 SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
-PAUSE_S = 0.005
+PAUSE_S = 0.010
 OVERLAP_ROWS = 256  # a batch that takes the kernel much longer than a thread takes to wake
 
 _SOCKADDR_IN = struct.Struct("=H2s4s20x")  # family, port, address; 16 bytes and our padding
@@ -54,7 +55,7 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # Linux, with CAP_NET_ADMIN: above th
 
 logger = logging.getLogger(__name__)
 
-Batch = list[tuple[bytes, bytes]]  # (data, address)
+Batch = list[tuple[bytes, bytes, int]]  # (data, address, how long ago it came: ns)
 Receive = Callable[[Batch], None]
 
 
@@ -173,8 +174,8 @@ async def open_transport(
     """Bind UDP `host`:`port` (port 0: any free one) and start to receive.
 
     `host` is a name or an address; "" and "::" mean every address of the machine. `receive` is
-    called in the event loop with one or more (data, address). `mmsg`, `ipv6` and `cores` say what
-    of the machine to use. Raises TransportError.
+    called in the event loop with one or more (data, address, waited_ns). `mmsg`, `ipv6` and
+    `cores` say what of the machine to use. Raises TransportError.
     """
     sock, family = await _bind(host, port, ipv6)
     if mmsg:
@@ -337,7 +338,7 @@ class MmsgTransport(_SocketTransport):
         self._sender = Sender(sock.fileno(), 28 if family == socket.AF_INET6 else 16)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="send") if overlap else None
         self._sending: deque[tuple[int, Future[tuple[int, int]]]] = deque()
-        self._receiver = Receiver(sock.fileno())
+        self._receiver = Receiver(sock)
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None  # between two reads; else the loop watches
         self._watch()
@@ -445,7 +446,7 @@ class PortableTransport(_SocketTransport, asyncio.DatagramProtocol):
         if len(data) > DATAGRAM_BYTES:
             self.stats.receive_oversized += 1
         else:
-            self._deliver([(bytes(data), _from_python(addr, self._family))])
+            self._deliver([(bytes(data), _from_python(addr, self._family), 0)])
 
     def error_received(self, exc: Exception) -> None:
         self.stats.receive_errors += 1

@@ -207,8 +207,8 @@ class Hall:
             for guest in self.guests:
                 for datagram in guest.client.transmit(self.now_ns):
                     self.send(guest, datagram)
-            while self.node.waiting:
-                self.node.work(self.now_ns)
+                while self.node.waiting:
+                    self.node.work(self.now_ns)
             busy = self.shelf.serve(self.node, self.now_ns)
             sent = self.node.drain(self.now_ns)
             self.deliver(sent)

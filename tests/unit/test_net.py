@@ -206,9 +206,9 @@ def test_three_thousand_datagrams_arrive_whole(
                 await inbox.expect(last)
             sender.flush()
             expected = {arena[i, : lengths[i]].tobytes() for i in range(3000)}
-            assert {data for data, _ in inbox.datagrams} == expected
+            assert {data for data, _, _ in inbox.datagrams} == expected
             assert len(inbox.datagrams) == 3000
-            assert {unpack_address(a) for _, a in inbox.datagrams} == {
+            assert {unpack_address(a) for _, a, _ in inbox.datagrams} == {
                 ("127.0.0.1", sender.local_port)
             }
             assert sender.stats.sent == receiver.stats.received == 3000
@@ -229,7 +229,7 @@ def test_an_address_received_from_is_an_address_to_send_to(
         echo: list[Transport] = []
 
         def answer(batch: Batch) -> None:
-            for data, address in batch:
+            for data, address, _ in batch:
                 echo[0].send(data[::-1], address)
 
         inbox = Inbox()
@@ -238,7 +238,9 @@ def test_an_address_received_from_is_an_address_to_send_to(
         family = socket.AF_INET6 if ipv6 else socket.AF_INET
         to_echo = pack_address("127.0.0.1", echo[0].local_port, family)
         client.send(b"abc", to_echo)
-        assert await inbox.expect(1) == [(b"cba", to_echo)]
+        ((data, address, waited_ns),) = await inbox.expect(1)
+        assert (data, address) == (b"cba", to_echo)
+        assert 0 <= waited_ns <= 1_000 * MS
         echo[0].close()
         client.close()
         await asyncio.sleep(0)
@@ -257,7 +259,7 @@ def test_one_socket_serves_both_families(new_loop: Any, mmsg: bool) -> None:
             client = await open_transport(host, 0, lambda batch: None, mmsg=mmsg)
             client.send(host.encode(), pack_address(host, server.local_port))
             await inbox.expect(len(inbox.datagrams) + 1)
-            data, address = inbox.datagrams[-1]
+            data, address, _ = inbox.datagrams[-1]
             assert data == host.encode()
             assert unpack_address(address) == (host, client.local_port)
             client.close()
@@ -283,7 +285,7 @@ def test_refused_datagrams_are_stepped_over(new_loop: Any, mmsg: bool) -> None:
             assert sender.stats.send_short == 0
             numbers = {
                 int.from_bytes(data[:4], "little")
-                for data, _ in await inbox.expect(1200 - len(refused))
+                for data, _, _ in await inbox.expect(1200 - len(refused))
             }
             assert numbers == set(range(1200)) - set(refused)
             sender.send(b"x", addresses[0].tobytes())
@@ -338,7 +340,7 @@ def test_sizes_at_the_edge(new_loop: Any, mmsg: bool) -> None:
         async with pair(mmsg) as (sender, receiver, inbox, address):
             for size in (0, 2048, 2049, 3000, 1):
                 sender.send(b"z" * size, address)
-            assert [len(data) for data, _ in await inbox.expect(3)] == [0, 2048, 1]
+            assert [len(data) for data, _, _ in await inbox.expect(3)] == [0, 2048, 1]
             assert receiver.stats.receive_oversized == 2
             assert receiver.stats.received == 3
 
@@ -365,7 +367,7 @@ def test_a_receiver_that_raises_does_not_end_reception(
         while not receiver.stats.receive_errors:
             await asyncio.sleep(0)
         sender.send(b"good", address)
-        assert [data for data, _ in await inbox.expect(1)] == [b"good"]
+        assert [data for data, _, _ in await inbox.expect(1)] == [b"good"]
         assert "boom" in caplog.text
         sender.close()
         receiver.close()
