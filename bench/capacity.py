@@ -43,10 +43,12 @@ def measure(
     packet_ms: int = FRAME_MS,
     speech: Path | None = None,
     flags: tuple[str, ...] = (),
+    server_cores: int = 1,
 ) -> dict[str, Any]:
     """-> the figures of `spaces-bench capacity`; keys are stable:
 
     listeners, talkers, packet_ms, seconds   what was measured
+    server_cores                             1: one of its own; 2: both, one with the generator
     expected, delivered, loss                datagrams of media for all listeners; a share of 1
     skipped                                  those of `expected` that the server did not even make
     duplicates, reordered, datagram_bytes    of what came; the mean size
@@ -73,7 +75,10 @@ def measure(
         floor = measure_sending(listeners, likely_bytes, floor_s, server_core, frames)
         with ExitStack() as stack:
             server = MeasuredServer(
-                stack, server_core, *_flags(listeners, talkers, packet_ms), *flags
+                stack,
+                server_core if server_cores == 1 else None,
+                *_flags(listeners, talkers, packet_ms),
+                *flags,
             )
             gc.disable()  # a look at ten thousand clients would make the talkers late
             stack.callback(gc.enable)
@@ -106,6 +111,7 @@ def measure(
         "listeners": listeners,
         "talkers": talkers,
         "packet_ms": packet_ms,
+        "server_cores": server_cores,
         "seconds": round(window.seconds, 3),
         "expected": window.expected,
         "delivered": window.delivered,
@@ -199,6 +205,14 @@ def _each_tick(before: dict[str, Any], after: dict[str, Any], what: str) -> floa
     help="Audio in one datagram for a listener.",
 )
 @click.option(
+    "--cores",
+    "server_cores",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 2),
+    help="The server's: 1, which is all its own, or 2, of which the generator shares one.",
+)
+@click.option(
     "--find",
     "search",
     is_flag=True,
@@ -215,6 +229,7 @@ def command(
     talkers: int,
     seconds: float | None,
     packet_ms: str,
+    server_cores: int,
     search: bool,
     speech: Path | None,
     as_json: bool,
@@ -225,7 +240,11 @@ def command(
     spaces-bench capacity --listeners 3000 --talkers 1 --seconds 10
     spaces-bench capacity --find --talkers 4 --json
     """
-    options: dict[str, Any] = {"packet_ms": int(packet_ms), "speech": speech}
+    options: dict[str, Any] = {
+        "packet_ms": int(packet_ms),
+        "speech": speech,
+        "server_cores": server_cores,
+    }
     try:
         if search:
             figures = find(listeners, talkers, seconds or TRY_S, **options)

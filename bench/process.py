@@ -6,7 +6,6 @@ has to wait counts its own delays as the server's.
 """
 
 import contextlib
-import functools
 import os
 import queue
 import re
@@ -22,18 +21,21 @@ MAX_LINES = 10_000  # of output that nobody has read yet; the oldest give way
 ENDING_S = 20.0
 LAST_WORDS = 3  # lines of what a program said that go into an error
 
+PRIORITY = 2  # above the server's own: where it has all cores, the generator must not wait for it
+
 _PROCESS_CLOCK = 2  # CPUCLOCK_SCHED: clock_getcpuclockid(3) makes clock ids of process ids by it
+
+_USABLE = os.sched_getaffinity(0)
 
 
 class ProcessError(Exception):
     """A program does not do what is waited for; the text says which and what it said."""
 
 
-@functools.cache  # a process that is pinned sees one core only
 def cores() -> tuple[int | None, int | None]:
     """-> (the measured program's, the generator's), on different cores of silicon if there are;
     (None, None) where there is only one for both."""
-    usable = sorted(os.sched_getaffinity(0))
+    usable = sorted(_USABLE)
     if len(usable) < 2:
         return None, None
     generators = usable[0]
@@ -62,7 +64,7 @@ def pinned(core: int | None) -> Iterator[None]:
         if core is not None:
             os.sched_setaffinity(0, {core})
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(PRIORITY))
         yield
     finally:
         os.sched_setscheduler(0, policy, parameters)
@@ -71,12 +73,9 @@ def pinned(core: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on(core: int | None) -> Iterator[None]:
-    """What is started within inherits the core."""
-    if core is None:
-        yield
-        return
+    """What is started within inherits the core (None: all that there were at first)."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, _USABLE if core is None else {core})
     try:
         yield
     finally:

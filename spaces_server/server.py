@@ -197,6 +197,7 @@ class Server:
         timestamp = self._ticker.number * FRAME_SAMPLES & 0xFFFF_FFFF
         for batch in self.node.tick(timestamp, now_ns):
             self._transport.send_batch(batch.arena, batch.lengths, batch.addresses)
+        self._transport.share()
         self._pass_on()
         self._most_sessions = max(self._most_sessions, len(self.node.endpoint.sessions))
         if self._ticker.number >= self._freeze_at:

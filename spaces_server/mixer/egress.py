@@ -28,7 +28,7 @@ from protocol.packets import HEADER_BYTES, TAG_BYTES
 from protocol.sealing import EPOCH_PACKETS
 
 ADDRESS_BYTES = 28  # sockaddr_in6
-BATCH_ROWS = 2_048  # two calls of sendmmsg; smaller ones make seals and sends wait for the caches
+BATCH_ROWS = 1_024  # as many as one sendmmsg takes
 _STRIDE_STEP_BYTES = 64  # a cache line
 _NONCE = np.dtype((np.void, HEADER_BYTES))
 

@@ -14,7 +14,8 @@ is in the caches). When it came is known all the same, from the kernel, and `rec
 has come before a tick: audio is neither late by it nor does it seem to be.
 
 Where there is a second core, large batches go to the kernel from a thread of their own: a send is
-the kernel's work, so meanwhile the next batch can be sealed.
+the kernel's work, so meanwhile the next batch can be sealed. When the last one is, `share` takes
+back what that thread has not begun: from then on both send.
 """
 
 import asyncio
@@ -57,6 +58,7 @@ logger = logging.getLogger(__name__)
 
 Batch = list[tuple[bytes, bytes, int]]  # (data, address, how long ago it came: ns)
 Receive = Callable[[Batch], None]
+Rows = tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8]]  # arena, lengths, addresses
 
 
 class TransportError(Exception):
@@ -93,6 +95,9 @@ class Transport(Protocol):
         arena: (n, stride), lengths: int32 (n,), addresses: uint8 (n, 28), all C-contiguous. What
         the kernel does not take is counted and dropped. Raises ValueError for other arrays.
         """
+
+    def share(self) -> None:
+        """No more batches come for now: send here what is not under way."""
 
     def flush(self) -> None:
         """Wait until all batches are sent."""
@@ -284,6 +289,9 @@ class _SocketTransport(ABC):
             self._count(len(lengths), *self._send_rows(arena, lengths, addresses))
 
     @abstractmethod
+    def share(self) -> None: ...
+
+    @abstractmethod
     def flush(self) -> None: ...
 
     @abstractmethod
@@ -335,9 +343,11 @@ class MmsgTransport(_SocketTransport):
     ) -> None:
         """overlap: whether there is a second core to send from."""
         super().__init__(sock, family, receive)
-        self._sender = Sender(sock.fileno(), 28 if family == socket.AF_INET6 else 16)
+        name_bytes = 28 if family == socket.AF_INET6 else 16
+        self._sender = Sender(sock.fileno(), name_bytes)
+        self._other_sender = Sender(sock.fileno(), name_bytes)  # the thread's
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="send") if overlap else None
-        self._sending: deque[tuple[int, Future[tuple[int, int]]]] = deque()
+        self._sending: deque[tuple[Rows, Future[tuple[int, int]]]] = deque()
         self._receiver = Receiver(sock)
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None  # between two reads; else the loop watches
@@ -358,19 +368,23 @@ class MmsgTransport(_SocketTransport):
     def send_batch(
         self, arena: NDArray[np.uint8], lengths: NDArray[np.int32], addresses: NDArray[np.uint8]
     ) -> None:
-        # Smaller ones wait for those under way: the table of the sender is one.
-        if self._thread is None or (len(lengths) < OVERLAP_ROWS and not self._sending):
+        if self._thread is None or len(lengths) < OVERLAP_ROWS:
             super().send_batch(arena, lengths, addresses)
             return
         _check_batch(arena, lengths, addresses)
         if not self._closed:
-            sending = self._thread.submit(self._send_rows, arena, lengths, addresses)
-            self._sending.append((len(lengths), sending))
+            rows = (arena, lengths, addresses)
+            self._sending.append((rows, self._thread.submit(self._other_sender.send_batch, *rows)))
+
+    def share(self) -> None:
+        while self._sending and self._sending[-1][1].cancel():
+            rows, _ = self._sending.pop()
+            self._count(len(rows[1]), *self._send_rows(*rows))
 
     def flush(self) -> None:
         while self._sending:
             rows, sending = self._sending.popleft()
-            self._count(rows, *sending.result())
+            self._count(len(rows[1]), *sending.result())
 
     def _send_one(self, data: bytes, address: bytes) -> None:
         self._sender.send(data, address)
@@ -436,8 +450,11 @@ class PortableTransport(_SocketTransport, asyncio.DatagramProtocol):
             self._closed = True
             self._endpoint.close()
 
-    def flush(self) -> None:
+    def share(self) -> None:
         """Every batch was sent at once."""
+
+    def flush(self) -> None:
+        """Likewise."""
 
     def receive_now(self) -> None:
         """What has come was delivered at once."""

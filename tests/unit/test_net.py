@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -405,10 +406,30 @@ async def test_batches_are_sent_beside_each_other_where_there_is_a_core_for_it(c
         assert sender.stats.sent == small
         sender.send_batch(*batch_to(address, np.full(large, 20, np.int32), 20))
         assert sender.stats.sent == (small + large if cores == 1 else small)
-        sender.send_batch(*batch_to(address, np.full(1, 20, np.int32), 20))  # in its turn
         sender.flush()
-        assert sender.stats.sent == small + large + 1
-        await inbox.expect(small + large + 1)
+        assert sender.stats.sent == small + large
+        await inbox.expect(small + large)
+
+
+@needs_mmsg
+async def test_what_the_other_thread_has_not_begun_is_sent_here() -> None:
+    async with pair(True, cores=2) as (sender, _, inbox, address):
+        assert isinstance(sender, MmsgTransport)
+        assert sender._thread is not None
+        begun, go = threading.Event(), threading.Event()
+        sender._thread.submit(lambda: (begun.set(), go.wait()))  # it is busy with something
+        begun.wait()
+        for _ in range(3):
+            sender.send_batch(*batch_to(address, np.full(OVERLAP_ROWS, 20, np.int32), 20))
+        assert sender.stats.sent == 0
+        sender.share()
+        assert sender.stats.sent == 3 * OVERLAP_ROWS
+        go.set()
+        sender.send_batch(*batch_to(address, np.full(OVERLAP_ROWS, 20, np.int32), 20))
+        sender.flush()
+        sender.share()
+        assert sender.stats.sent == 4 * OVERLAP_ROWS
+        await inbox.expect(4 * OVERLAP_ROWS)
 
 
 @needs_mmsg
