@@ -35,7 +35,7 @@ from bench.speech import Talk
 from protocol import frames
 from protocol.connection import KEEPALIVE_NS, MS, Closed, Connection, Event, Media, Message, State
 from protocol.link import Link
-from protocol.noise import Handshake
+from protocol.noise import Handshake, NoiseError
 from protocol.packets import (
     HELLO_PAYLOAD_BYTES,
     INDEX_BYTES,
@@ -402,7 +402,8 @@ class Audience:
                     self._samples[member.number].failed += 1
                 self._events(member, events or [], now_ns)
         elif data[0] == Kind.WELCOME:
-            self._welcomed(member, data, now_ns)
+            with contextlib.suppress(NoiseError):  # of a HELLO before this one, which had no cookie
+                self._welcomed(member, data, now_ns)
         elif data[0] == Kind.COOKIE:
             self._greet(member, unpack_cookie(data)[1], now_ns)
         else:

@@ -292,7 +292,9 @@ def measure(
     # Whoever has gone is remembered for some seconds, until it is sure that their CLOSE was heard.
     people = listeners + round(GOING_S * rate) + SPARE_PEOPLE
     with ExitStack() as stack:
-        server = MeasuredServer(stack, server_core, "--max-people", str(people), *flags)
+        server = MeasuredServer(
+            stack, server_core, "--no-governor", "--max-people", str(people), *flags
+        )
         stack.enter_context(pinned(generator_core))
         gc.disable()  # a look at thousands of clients would make the talker late
         stack.callback(gc.enable)

@@ -340,7 +340,7 @@ def measure(members: int, joins: int, others: int, seconds: int) -> dict[str, An
             [
                 sys.executable, "-m", "spaces_server", "run", "--port", "0", "--data", folder,
                 "--public-host", "127.0.0.1", "--max-people", str(2 * members + 1_000),
-                "--no-rate-limits", "--no-qr", "--stats", str(stats),
+                "--no-rate-limits", "--no-governor", "--no-qr", "--stats", str(stats),
             ],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         ) as server:  # fmt: skip

@@ -44,6 +44,8 @@ class TextError(ValueError):
 
 def _refused(text: str, lines: bool) -> list[int]:
     """Where the characters stand that must not be shown."""
+    if text.isascii() and text.isprintable():  # as most are
+        return []
     found = []
     marks = 0
     kinds = [category(c) for c in text]

@@ -464,6 +464,7 @@ def test_quantities(name: str, value: int, shown: str) -> None:
         f"{ms(client_module.ASK_AGAIN_NS << client_module.MAX_LOOK_DOUBLINGS)},",
         f"forgotten after {endpoint.HALF_OPEN_TIMEOUT_NS // 10**9} s",
         f"more than {endpoint.MAX_HALF_OPEN:,}.",
+        f"5. {endpoint.MAX_WAITING} HELLOs wait already",
         f"more than {endpoint.MAX_HALF_OPEN // 2:,} sessions are half open",
         f"more than {endpoint.COOKIES_ABOVE_HELLOS_PER_S} HELLOs",
         f"changes every {endpoint.COOKIE_LIFETIME_NS // 10**9} s",
