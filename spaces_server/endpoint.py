@@ -47,7 +47,7 @@ MAX_HALF_OPEN = 4_096
 MAX_WAITING = 512
 COOKIE_LIFETIME_NS = 60_000 * MS
 LOAD_WINDOW_NS = 1_000 * MS
-COOKIES_ABOVE_HELLOS_PER_S = 200  # from here on a HELLO must show a cookie
+COOKIES_ABOVE_HELLOS_PER_S = 1_000  # as many handshakes as one core makes; beyond: show a cookie
 GREETING = encode_greeting(AGENT)
 
 

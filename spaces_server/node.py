@@ -85,7 +85,7 @@ class Limits:
     max_sessions: int = 20_000
     bitrate: int = 32_000
     complexity: int = 8
-    cookies_above: int = 200
+    cookies_above: int = 1_000
     crowd_above: int = 1_000
     crowd_packet_ms: int = 60
     governed: bool = True

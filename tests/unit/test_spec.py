@@ -466,7 +466,7 @@ def test_quantities(name: str, value: int, shown: str) -> None:
         f"more than {endpoint.MAX_HALF_OPEN:,}.",
         f"5. {endpoint.MAX_WAITING} HELLOs wait already",
         f"more than {endpoint.MAX_HALF_OPEN // 2:,} sessions are half open",
-        f"more than {endpoint.COOKIES_ABOVE_HELLOS_PER_S} HELLOs",
+        f"more than {endpoint.COOKIES_ABOVE_HELLOS_PER_S:,} HELLOs",
         f"changes every {endpoint.COOKIE_LIFETIME_NS // 10**9} s",
         f"repeated or not, has been without its PONG for {ms(client_module.SILENT_NS)}:",
         f"to wait for the {connection.IDLE_TIMEOUT_NS // 10**9} s of section 7.3",
