@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.peers.run import FLOOR, OURS
+from bench.peers.run import FLOOR, OURS, OURS_IN_CROWD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,8 +111,10 @@ def _largest(report: Figures) -> list[Figures]:
     return [
         row
         for row in report["peers"].get("rows", ())
-        if row["peer"] not in (OURS, FLOOR) and row["talkers"] == 1 and row["server_cpu"]
-    ]  # fmt: skip
+        if row["peer"] not in (OURS, OURS_IN_CROWD, FLOOR)
+        and row["talkers"] == 1
+        and row["server_cpu"]
+    ]
 
 
 def _delay(report: Figures, axes: "Axes") -> bool:

@@ -46,7 +46,7 @@ def test_report(tmp_path: Path) -> None:
     rows = [cells(line) for line in text.splitlines()]
     for run in (first, second):
         (row,) = [row for row in rows if row[:3] == [str(run["listeners"]), "1", "20"]]
-        assert written(row[4]) == pytest.approx(run["cpu_us_per_packet"], rel=1e-3)
+        assert written(row[5]) == pytest.approx(run["cpu_us_per_packet"], rel=1e-3)
         assert run["delivered"] > 0
 
     assert figures["tick"]["phases"].keys() == PHASES

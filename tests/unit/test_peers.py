@@ -77,7 +77,7 @@ def test_the_command_prints_rows_beside_each_other_or_one_object(
 
 def test_every_server_has_a_name_of_its_own() -> None:
     names = [one.peer.name for one in candidates()]
-    assert len(names) == len(set(names)) == 6
+    assert len(names) == len(set(names)) == 7
 
 
 def test_clients_are_told_apart_by_their_addresses_both_ways() -> None:
