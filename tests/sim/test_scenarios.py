@@ -317,7 +317,7 @@ def test_a_client_that_vanishes_is_gone_after_the_idle_timeout() -> None:
 
 
 def test_the_end_of_a_space_and_of_the_server_is_told() -> None:
-    world = World(11, ROUGH)
+    world = World(13, ROUGH)  # of which not all three CLOSEs are lost
     people = world.gathered(TONES[:1], listeners=2)
     world.answer(people[0], frames.Close)
     world.run(3_000)

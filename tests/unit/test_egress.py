@@ -2,9 +2,11 @@
 
 import os
 import struct
+import sys
 import tracemalloc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -288,6 +290,33 @@ def test_a_large_job_is_cut_into_batches(count: int) -> None:
     assert sum(batches) == egress.sealed == count + 1
     assert len(batches) <= -(-(count + 1) // BATCH_ROWS) + 1
     assert max(batches) <= 2 * BATCH_ROWS
+
+
+@pytest.mark.parametrize("rows_a_job", [64, 512])
+def test_no_line_of_python_runs_for_a_datagram(rows_a_job: int) -> None:
+    """Costs: what runs does not depend on how many rows there are, but for the seals, which are
+    calls into the library."""
+    calls = {count: calls_to_seal(count) for count in (rows_a_job, 1_000)}
+    assert calls[rows_a_job] == calls[1_000]
+
+
+def calls_to_seal(count: int) -> int:
+    egress = Egress()
+    rows = np.array([egress.add(p.server) for p in pairs(count)])
+    egress.put(Kind.AUDIO, bytes(80), rows)
+    calls = 0
+
+    def note(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(note)
+    try:
+        (batch,) = egress.seal()
+    finally:
+        sys.setprofile(None)
+    assert len(batch.lengths) == egress.sealed == count
+    return calls
 
 
 def test_memory_does_not_grow_with_the_ticks() -> None:

@@ -700,6 +700,15 @@ def test_lateness_is_of_the_recent_ticks_and_bounded() -> None:
     assert ticks.ticker.lateness() == pytest.approx({"p50": 2, "p99": 5, "max": 5}, abs=1)
 
 
+def test_lateness_can_be_of_the_ticks_since_a_moment() -> None:
+    ticks = Ticks()
+    ticks.loop.fire(19 * MS)
+    ticks.ticker.forget_lateness()
+    assert ticks.ticker.lateness() == {"p50": 0, "p99": 0, "max": 0}
+    ticks.loop.fire(5 * MS)
+    assert ticks.ticker.lateness()["max"] == pytest.approx(5, abs=1)
+
+
 def test_a_ticker_with_nothing_due_rests() -> None:
     """An hour of nothing is a wake-up a second; the numbers go on as if each tick had run."""
     ticks = Ticks(due=lambda now_ns: now_ns + 3_600_000 * MS)
