@@ -46,6 +46,7 @@ MAX_HALF_OPEN = 4_096
 # dropped, before anything is done for it: it will come again.
 MAX_WAITING = 512
 COOKIE_LIFETIME_NS = 60_000 * MS
+TOGETHER_NS = 1_000 * MS  # far deadlines are kept by the second: each tick that wakes costs
 LOAD_WINDOW_NS = 1_000 * MS
 COOKIES_ABOVE_HELLOS_PER_S = 1_000  # as many handshakes as one core makes; beyond: show a cookie
 GREETING = encode_greeting(AGENT)
@@ -296,6 +297,8 @@ class Endpoint:
 
     def _watch(self, session: Session, now_ns: int) -> None:
         deadline_ns = max(session.connection.deadline_ns, now_ns + 1)  # a later tick's, in any case
+        if deadline_ns - now_ns > TOGETHER_NS:
+            deadline_ns = -(-deadline_ns // TOGETHER_NS) * TOGETHER_NS
         if not session.wakes_ns or deadline_ns < session.wakes_ns[-1]:
             session.wakes_ns += (deadline_ns,)
             heapq.heappush(self._deadlines, (deadline_ns, session.index))
