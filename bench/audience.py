@@ -351,7 +351,7 @@ class Audience:
         while now_ns < until_ns:
             round_ns = now_ns + ROUND_NS
             if self._talks_from_ns is not None:
-                self._say(self._talks_from_ns, now_ns)
+                round_ns = min(round_ns, self._say(self._talks_from_ns, now_ns))
             while timers and timers[0][0] <= now_ns:
                 when_ns, _, member = heapq.heappop(timers)
                 if when_ns == member.wakes_ns:
@@ -363,9 +363,9 @@ class Audience:
             self._idle_ns += rest(round_ns)
             now_ns = time.monotonic_ns()
 
-    def _say(self, start_ns: int, now_ns: int) -> None:
+    def _say(self, start_ns: int, now_ns: int) -> int:
         """What the talkers have to send by now: packet n of talker k is due n * 20 ms + k / S *
-        20 ms after the start."""
+        20 ms after the start.  -> when the next one is due."""
         talkers = len(self._talks)
         while (due_ns := start_ns + self._said * TICK_NS // talkers) <= now_ns:
             number = self._said % talkers
@@ -376,6 +376,7 @@ class Audience:
             self._said += 1
             now_ns = time.monotonic_ns()
             self._late_ns.append(now_ns - due_ns)
+        return due_ns
 
     def _take(self, data: NDArray[np.uint8], lengths: NDArray[np.intp], now_ns: int) -> None:
         kinds, counters, indices = headers(data)

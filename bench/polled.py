@@ -28,7 +28,7 @@ BUFFER_BYTES = 32 << 20
 # From one look at all sockets to the next.  Without it, it would be after every few datagrams while
 # the server sends, the whole cost of a look for each, and a generator with time to spare would seem
 # as busy as one without.
-ROUND_NS = 500_000
+ROUND_NS = 1_000_000
 NOTHING_THERE = frozenset(
     # The last is what a connected socket says of a peer whose process has ended.
     {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ECONNREFUSED}
