@@ -1,61 +1,45 @@
 """The honest generator: real clients by the thousand in one process, on one core.
 
 Every listener has keys, a handshake, and a connection with keep-alives and acknowledgements of its
-own.  Thousands fit because they share a few sockets, and because of their media only the clear
-headers are read, a whole batch at a time: the index in a header is the listener's number, so a
-batch of headers is a batch of (stream, sequence number).  Some listeners open and decode all that
-they get (bench/sample.py).
+own (bench/clients.py).  Thousands fit because of their media only the clear headers are read, a
+whole batch at a time: the index in a header is the listener's number, so a batch of headers is a
+batch of (stream, sequence number).  Some listeners open and decode all that they get
+(bench/sample.py).
 
     open()              the first talker registers, and opens a space as its host
     gather()            the other talkers come on stage, the listeners into the audience
     talk()              the talkers begin: a packet each 20 ms, at absolute deadlines
-    run(until_ns)       time passes
+    run(seconds)        time passes
     begin() ... end()   a measuring window -> Window
 
 It notes how late its own packets went out, what share of its core it needed, and what its sockets
 dropped: a run in which the generator was the bottleneck says nothing about the server.
 """
 
-import contextlib
-import heapq
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.polled import ROUND_NS, Poller, Tally, dropped_by_kernel, headers, rest, udp_socket
+from bench.clients import Batch, Client, Clients
+from bench.polled import ROUND_NS, Tally, dropped_by_kernel, rest
 from bench.sample import TICK_NS, Sample
 from bench.speech import Talk
 from protocol import frames
-from protocol.connection import KEEPALIVE_NS, MS, Closed, Connection, Event, Media, Message, State
+from protocol.connection import KEEPALIVE_NS, MS, Media
 from protocol.link import Link
-from protocol.noise import Handshake, NoiseError
-from protocol.packets import (
-    HELLO_PAYLOAD_BYTES,
-    INDEX_BYTES,
-    MAX_DATAGRAM_BYTES,
-    NO_COOKIE,
-    VERSION,
-    Hello,
-    Kind,
-    Welcome,
-    key_id,
-    unpack_cookie,
-)
-from protocol.sealing import SessionKeys
+from protocol.packets import Kind
 
-SOCKETS = 8
 SAMPLES = 8
 UNDER_WAY = 32  # handshakes at once: the server asks for no cookie yet
-HELLO_REPEAT_NS = 500 * MS
-STEP_NS = MS // 2  # of time, while newcomers are waited for
+STEP_S = 0.0005  # of time, while newcomers are waited for
 PATIENCE_NS = 15_000 * MS  # without anything that was waited for
+LOOK_NS = 100 * MS  # from one look at who hears something to the next
+SILENCE_NS = 1_000 * MS  # who has heard nothing for so long hears nothing
 MAX_BUSY = 0.9
 MAX_LATENESS_MS = 10.0
 
@@ -66,22 +50,14 @@ class AudienceError(Exception):
     """The space cannot be filled as was asked; the text says why."""
 
 
-@dataclass(slots=True, eq=False)
-class Member:
-    """One client.  number: its index in headers, and its stream in the tally."""
+class Member(Client):
+    """One client.  index: its stream in the tally, too.  replies: that nobody has taken yet."""
 
-    number: int
-    key: bytes
-    socket: socket.socket
-    newest: int = -1  # media, when it was last looked at
-    ping_ns: int = 0  # when to ping out of turn, once, so that everyone's turns are spread evenly
-    hello: Hello | None = None
-    handshake: Handshake | None = None
-    connection: Connection | None = None
-    replies: list[frames.Reply] = field(default_factory=list)  # that nobody has taken yet
-    joined: bool = False
-    last_id: int = 0
-    wakes_ns: int = 0
+    __slots__ = ("replies",)
+
+    def __init__(self, clients: Clients["Member"], number: int) -> None:
+        super().__init__(number, clients.socket_for(number), os.urandom(32))
+        self.replies: list[frames.Reply] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +108,14 @@ class Window:
         return ""
 
 
-class Audience:
-    """All clients of one space, their sockets and timers.
+class Audience(Clients[Member]):
+    """All clients of one space, its talkers too.
 
     Listeners have the numbers from 0, and talkers those after them, the host's first.
+
+    A client that opened its media would know that it hears something.  These find out from the
+    tally, all at once, and then tell the connections of those for whom that has changed: who hears
+    something rests until its keep-alive is due, and who no longer does pings soon after.
     """
 
     def __init__(
@@ -143,24 +123,22 @@ class Audience:
     ) -> None:
         """speech: each talker's Opus packets (bench/speech.py).  packet_ms: the most audio that
         members take in one datagram."""
+        super().__init__(link)
+        everyone = listeners + len(speech)
         self.listeners = listeners
-        self.tally = Tally(listeners + len(speech))  # of media datagrams, by their counters
-        self._link = link
+        self.space = ""  # that listeners join
+        self.tally = Tally(everyone)  # of media datagrams, by their counters
         self._packet_ms = packet_ms
-        self._sockets = [udp_socket() for _ in range(SOCKETS)]
-        for one in self._sockets:
-            one.connect((link.host, link.port))
-        self._poller = Poller(self._sockets, room_bytes=MAX_DATAGRAM_BYTES)
-        self._members: dict[int, Member] = {}
         self._on_stage: list[Member] = []
         self._samples = [Sample() for _ in range(min(SAMPLES, listeners))]
         self._talks = [Talk(packets) for packets in speech]
-        self._space = ""
         self._inside = 0  # how many listeners have joined
         self._refusals: Counter[str] = Counter()
         self._lost = 0
-        self._timers: list[tuple[int, int, Member]] = []
-        self._timers_made = 0
+        self._look_ns = 0  # when to look at who hears something
+        self._known = np.zeros(everyone, np.int64)  # each one's newest media then
+        self._heard_ns = np.full(everyone, -SILENCE_NS)  # when there was some
+        self._hears = np.zeros(everyone, np.bool_)
         self._start_ns = time.monotonic_ns()
         self._talks_from_ns: int | None = None
         self._said = 0  # packets of all talkers together
@@ -169,34 +147,29 @@ class Audience:
         self._media_bytes = 0
         self._window = (0, 0, 0)  # when it began; sockets' drops and sessions lost until then
 
-    def close(self) -> None:
-        for one in self._sockets:
-            one.close()
-
     # -- coming in ------------------------------------------------------------------------------
 
     def open(self) -> None:
         """The first talker opens the space.  Raises AudienceError."""
         host = self._speaker()
-        host.joined = True
-        self._ask(host, frames.Open, title="a measurement")
-        self._space = self._reply(host, frames.Joined).space
+        self.ask(host, frames.Open, time.monotonic_ns(), title="a measurement")
+        self.space = self._reply(host, frames.Joined).space
 
     def gather(self) -> None:
         """All others come in, as fast as the server takes them.  Raises AudienceError."""
         if len(self._talks) > 1:
-            self._ask(self._on_stage[0], frames.MakeInvite)
+            self.ask(self._on_stage[0], frames.MakeInvite, time.monotonic_ns())
             invite = self._reply(self._on_stage[0], frames.Invited).invite
         while len(self._on_stage) < len(self._talks):
             talker = self._speaker()
-            self._ask(talker, frames.Join, space=self._space, invite=invite)
+            self.ask(talker, frames.Join, time.monotonic_ns(), space=self.space, invite=invite)
             self._reply(talker, frames.Joined)
         begun, seen, since_ns = 0, 0, time.monotonic_ns()
         while self._inside < self.listeners:
             while begun < min(self.listeners, self._inside + UNDER_WAY):
-                self._begin(begun, time.monotonic_ns())
+                self._begin(begun)
                 begun += 1
-            self.run(time.monotonic_ns() + STEP_NS)
+            self.run(STEP_S)
             if self._inside > seen:
                 seen, since_ns = self._inside, time.monotonic_ns()
             elif self._refusals or time.monotonic_ns() - since_ns > PATIENCE_NS:
@@ -206,11 +179,19 @@ class Audience:
     def _speaker(self) -> Member:
         """One more session for the stage, with an account: guests do not speak."""
         number = self.listeners + len(self._on_stage)
-        member = self._begin(number, time.monotonic_ns())
+        member = self._begin(number)
         self._on_stage.append(member)
         self._wait(lambda: member.connection is not None)
-        self._ask(member, frames.Register, handle=f"talker_{number}", name="talker")
+        now_ns = time.monotonic_ns()
+        self.ask(member, frames.Register, now_ns, handle=f"talker_{number}", name="talker")
         self._reply(member, frames.AccountReply)
+        return member
+
+    def _begin(self, number: int) -> Member:
+        """A newcomer's HELLO.  A listener then goes all the way to `joined` by itself."""
+        member = Member(self, number)
+        self.prepare(member)
+        self.greet(member, time.monotonic_ns())
         return member
 
     def _reply(self, member: Member, wanted: type[R]) -> R:
@@ -226,117 +207,47 @@ class Audience:
         while not done():
             if time.monotonic_ns() > until_ns:
                 raise AudienceError("the server does not answer")
-            self.run(time.monotonic_ns() + STEP_NS)
+            self.run(STEP_S)
 
     # -- one member -----------------------------------------------------------------------------
 
-    def _begin(self, number: int, now_ns: int) -> Member:
-        """A newcomer's HELLO.  A listener then goes all the way to `joined` by itself."""
-        member = Member(number, os.urandom(32), self._sockets[number % SOCKETS])
-        self._members[number] = member
-        self._greet(member, NO_COOKIE, now_ns)
-        return member
+    def _space_of(self, member: Member) -> str:
+        return self.space
 
-    def _greet(self, member: Member, cookie: bytes, now_ns: int) -> None:
-        bare = Hello(VERSION, member.number, key_id(self._link.key), cookie, b"")
-        member.handshake = Handshake(
-            initiator=True,
-            prologue=bare.prologue,
-            entropy=os.urandom,
-            static=member.key,
-            remote_static=self._link.key,
-        )
-        noise = member.handshake.write(frames.encode_greeting("spaces-bench", HELLO_PAYLOAD_BYTES))
-        member.hello = Hello(VERSION, member.number, bare.key_id, cookie, noise)
-        self._send(member, member.hello.pack())
-        self._wake_at(member, now_ns + HELLO_REPEAT_NS)
+    def _welcomed(self, member: Member, now_ns: int) -> None:
+        if member.index < self.listeners:
+            space = self._space_of(member)
+            self.ask(member, frames.Join, now_ns, space=space, packet_ms=self._packet_ms)
 
-    def _welcomed(self, member: Member, data: bytes, now_ns: int) -> None:
-        assert member.handshake is not None
-        server_index = member.handshake.read(Welcome.unpack(data).noise)[:INDEX_BYTES]
-        send, receive = member.handshake.split()
-        member.connection = Connection(
-            SessionKeys.derive(send=send.key, receive=receive.key),
-            remote_index=int.from_bytes(server_index),
-            address=b"",
-            now_ns=now_ns,
-            entropy=os.urandom,
-            keep_alive=True,
-        )
-        member.handshake = member.hello = None
-        member.connection.ping(now_ns)  # proves the address
-        if member.number < self.listeners:
-            self._ask(member, frames.Join, space=self._space, packet_ms=self._packet_ms)
-        else:
-            self._flush(member, now_ns)
-
-    def _ask(self, member: Member, kind: type[frames.Request], **fields: Any) -> None:
-        assert member.connection is not None
-        member.last_id += 1
-        member.connection.send(frames.encode(kind(id=member.last_id, **fields)))
-        self._flush(member, time.monotonic_ns())
-
-    def _flush(self, member: Member, now_ns: int) -> None:
-        connection = member.connection
-        assert connection is not None
-        for datagram in connection.transmit(now_ns):
-            self._send(member, datagram)
-        deadline_ns = connection.deadline_ns
-        self._wake_at(member, min(deadline_ns, member.ping_ns or deadline_ns))
-
-    def _send(self, member: Member, datagram: bytes) -> None:
-        # What the kernel does not take is lost, as anything may be: the connection repeats it.
-        with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
-            member.socket.send(datagram)
-
-    def _wake_at(self, member: Member, when_ns: int) -> None:
-        if not member.wakes_ns or when_ns < member.wakes_ns:
-            member.wakes_ns = when_ns
-            self._timers_made += 1
-            heapq.heappush(self._timers, (when_ns, self._timers_made, member))
-
-    def _timer(self, member: Member, now_ns: int) -> None:
-        if member.hello is not None:
-            self._send(member, member.hello.pack())
-            self._wake_at(member, now_ns + HELLO_REPEAT_NS)
-        elif member.connection is not None and member.connection.state is State.OPEN:
-            newest = int(self.tally.newest[member.number])
-            if newest != member.newest:  # a client would have opened it
-                member.newest = newest
-                member.connection._heard_ns = now_ns
-            if member.ping_ns and now_ns >= member.ping_ns:
-                member.ping_ns = 0
-                member.connection.ping(now_ns)
-            self._events(member, member.connection.tick(now_ns), now_ns)
-
-    def _events(self, member: Member, events: list[Event], now_ns: int) -> None:
-        for event in events:
-            match event:
-                case Message(data):
-                    self._frame(member, frames.decode(data), now_ns)
-                case Media():
-                    self._samples[member.number].hear(event, now_ns)
-                    return  # the only event of its datagram, to which there is no answer
-                case Closed(text=text):
-                    self._lost += 1
-                    self._refusals[text] += 1
-                case _:
-                    pass
-        self._flush(member, now_ns)
-
-    def _frame(self, member: Member, frame: frames.Frame, now_ns: int) -> None:
-        if not isinstance(frame, frames.Reply):
-            return
-        if member.number >= self.listeners:
-            member.replies.append(frame)
-        elif isinstance(frame, frames.Error):
-            self._refusals[frame.text] += 1
-        elif isinstance(frame, frames.Joined) and not member.joined:
-            member.joined = True
+    def _replied(self, member: Member, reply: frames.Reply, now_ns: int) -> None:
+        if member.index >= self.listeners:
+            member.replies.append(reply)
+        elif isinstance(reply, frames.Error):
+            self._refusals[reply.text] += 1
+        elif isinstance(reply, frames.Joined):
             self._inside += 1
             # Its turn among all: the pings of a crowd that came together would come together.
-            turn_ns = self._start_ns + KEEPALIVE_NS * member.number // self.listeners
-            member.ping_ns = now_ns + (turn_ns - now_ns) % KEEPALIVE_NS
+            turn_ns = self._start_ns + KEEPALIVE_NS * member.index // self.listeners
+            member.acts_ns = now_ns + (turn_ns - now_ns) % KEEPALIVE_NS
+
+    def _act(self, member: Member, now_ns: int) -> None:
+        assert member.connection is not None
+        member.connection.ping(now_ns)
+
+    def _ended(self, member: Member, text: str) -> None:
+        self._lost += 1
+        self._refusals[text] += 1
+
+    def _flush(self, member: Member, now_ns: int) -> None:
+        if self._hears[member.index]:
+            self._heard(member, now_ns + KEEPALIVE_NS)  # it will, unless _look says otherwise
+        super()._flush(member, now_ns)
+
+    @staticmethod
+    def _heard(member: Member, when_ns: int) -> None:
+        """Its connection learns what it would know if it had opened its media."""
+        if member.connection is not None:
+            member.connection._heard_ns = when_ns
 
     # -- all of them ----------------------------------------------------------------------------
 
@@ -344,24 +255,23 @@ class Audience:
         """The talkers begin, evenly staggered within 20 ms."""
         self._talks_from_ns = time.monotonic_ns()
 
-    def run(self, until_ns: int) -> None:
-        """Lets time pass, until `until_ns` of time.monotonic_ns."""
-        timers = self._timers
+    def run(self, seconds: float) -> None:
+        """Lets time pass."""
+        until_ns = time.monotonic_ns() + int(seconds * 1e9)
+        while time.monotonic_ns() < until_ns:
+            self.round()
+
+    def round(self) -> None:
+        """Does what is due, once, and rests until it is time to look again."""
         now_ns = time.monotonic_ns()
-        while now_ns < until_ns:
-            round_ns = now_ns + ROUND_NS
-            if self._talks_from_ns is not None:
-                round_ns = min(round_ns, self._say(self._talks_from_ns, now_ns))
-            while timers and timers[0][0] <= now_ns:
-                when_ns, _, member = heapq.heappop(timers)
-                if when_ns == member.wakes_ns:
-                    member.wakes_ns = 0
-                    self._timer(member, now_ns)
-            batch = self._poller.poll_all()
-            if batch is not None:
-                self._take(*batch, time.monotonic_ns())
-            self._idle_ns += rest(round_ns)
-            now_ns = time.monotonic_ns()
+        again_ns = now_ns + ROUND_NS
+        if self._talks_from_ns is not None:
+            again_ns = min(again_ns, self._say(self._talks_from_ns, now_ns))
+        self.turn()
+        if now_ns >= self._look_ns:
+            self._look_ns = now_ns + LOOK_NS
+            self._look(now_ns)
+        self._idle_ns += rest(again_ns)
 
     def _say(self, start_ns: int, now_ns: int) -> int:
         """What the talkers have to send by now: packet n of talker k is due n * 20 ms + k / S *
@@ -378,37 +288,46 @@ class Audience:
             self._late_ns.append(now_ns - due_ns)
         return due_ns
 
-    def _take(self, data: NDArray[np.uint8], lengths: NDArray[np.intp], now_ns: int) -> None:
-        kinds, counters, indices = headers(data)
-        media = (kinds > Kind.CONTROL) & (indices < self.listeners + len(self._talks))
-        if media.all():
-            self.tally.count(indices, counters)
-            self._media_bytes += int(lengths.sum())
-        else:
-            self.tally.count(indices[media], counters[media])
-            self._media_bytes += int(lengths[media].sum())
-        whole = ~media | (indices < len(self._samples))  # to be opened
-        for row in np.flatnonzero(whole).tolist():
-            self._open(data[row, : lengths[row]].tobytes(), now_ns)
+    def _count(self, batch: Batch, now_ns: int) -> None:
+        indices, counters, lengths = batch.indices, batch.counters, batch.lengths
+        media = (batch.kinds > Kind.CONTROL) & (indices < len(self._known))
+        if not media.all():
+            indices, counters, lengths = indices[media], counters[media], lengths[media]
+        self.tally.count(indices, counters)
+        self._media_bytes += int(lengths.sum())
+        for row in np.flatnonzero(media & (batch.indices < len(self._samples))).tolist():
+            number, length = int(batch.indices[row]), batch.lengths[row]
+            self._hear(number, batch.data[row, :length].tobytes(), now_ns)
 
-    def _open(self, data: bytes, now_ns: int) -> None:
-        at = 8 if data[0] >= Kind.CONTROL else 4
-        member = self._members.get(int.from_bytes(data[at : at + INDEX_BYTES]))
-        if member is None:
+    def _hear(self, number: int, datagram: bytes, now_ns: int) -> None:
+        """One of the samples opens what it got."""
+        member = self._by_index.get(number)
+        if member is None or member.connection is None:
             return
-        if member.connection is not None:
-            if data[0] >= Kind.CONTROL:
-                events = member.connection.receive(data, b"", now_ns)
-                if events is None and member.number < len(self._samples):
-                    self._samples[member.number].failed += 1
-                self._events(member, events or [], now_ns)
-        elif data[0] == Kind.WELCOME:
-            with contextlib.suppress(NoiseError):  # of a HELLO before this one, which had no cookie
-                self._welcomed(member, data, now_ns)
-        elif data[0] == Kind.COOKIE:
-            self._greet(member, unpack_cookie(data)[1], now_ns)
-        else:
-            self._refusals["the server refuses the session"] += 1
+        events = member.connection.receive(datagram, b"", now_ns)
+        if events is None:
+            self._samples[number].failed += 1
+        for event in events or ():
+            if isinstance(event, Media):
+                self._samples[number].hear(event, now_ns)
+
+    def _look(self, now_ns: int) -> None:
+        """Who hears something, and who has stopped hearing?"""
+        newest = self.tally.newest
+        came = newest != self._known
+        self._known[came] = newest[came]
+        self._heard_ns[came] = now_ns
+        hears = now_ns - self._heard_ns < SILENCE_NS
+        changed = np.flatnonzero(hears != self._hears).tolist()
+        self._hears = hears
+        for number in changed:
+            if (member := self._by_index.get(number)) is None:
+                continue
+            if hears[number]:
+                self._heard(member, now_ns + KEEPALIVE_NS)
+            elif member.connection is not None:
+                self._heard(member, int(self._heard_ns[number]))
+                self._flush(member, now_ns)  # its ping is due sooner now
 
     # -- measuring ------------------------------------------------------------------------------
 
@@ -419,7 +338,7 @@ class Audience:
             sample.begin()
         self._late_ns.clear()
         self._idle_ns = self._media_bytes = 0
-        self._window = (time.monotonic_ns(), dropped_by_kernel(self._sockets), self._lost)
+        self._window = (time.monotonic_ns(), dropped_by_kernel(self.sockets), self._lost)
 
     def end(self) -> Window:
         """The window is over."""
@@ -447,5 +366,5 @@ class Audience:
             generator_lateness_ms=dict(
                 zip(("p50", "p99", "max"), np.round(late_ms, 3).tolist(), strict=True)
             ),
-            generator_dropped=dropped_by_kernel(self._sockets) - dropped,
+            generator_dropped=dropped_by_kernel(self.sockets) - dropped,
         )

@@ -7,8 +7,6 @@ without sealing or anything else (bench/floor.py): what the server takes beside 
 (Before, the size is what the talkers' own packets let expect.)
 """
 
-import gc
-import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -17,22 +15,20 @@ import click
 
 from bench.audience import Audience, AudienceError
 from bench.floor import measure_sending
-from bench.process import ProcessError, cores, pinned
+from bench.process import ProcessError, cores, pinned, without_collector
+from bench.search import TRY_S
+from bench.search import find as search_most
 from bench.server import MeasuredServer
 from bench.show import json_option, show
 from bench.speech import encode_speech
+from bench.window import SETTLE_S, measure_window
 from protocol.packets import HEADER_BYTES, TAG_BYTES, Audible, DownlinkAudio, gather
 from spaces_client.audio import AudioError
 
 FRAME_MS = 20
-SETTLE_S = 1.5  # from the first word to the window: encoders, jitter buffers, news of who came
-CATCH_UP_S = 0.1  # with what was due while the server's figures were waited for
 FLOOR_S = 4.0  # at most
 STAGE = 13  # the server's default size
-MAX_LOSS = 0.005  # for --find
-CLOSE_ENOUGH = 0.05
-MAX_TRIES = 12
-TRY_S = 3.0
+MOST = 100_000  # listeners
 
 
 def measure(
@@ -80,8 +76,7 @@ def measure(
                 *_flags(listeners, talkers, packet_ms),
                 *flags,
             )
-            gc.disable()  # a look at ten thousand clients would make the talkers late
-            stack.callback(gc.enable)
+            stack.enter_context(without_collector())
             audience = stack.enter_context(
                 closing(
                     Audience(server.link, listeners=listeners, speech=spoken, packet_ms=packet_ms)
@@ -91,19 +86,12 @@ def measure(
             empty_bytes = server.process.rss_bytes()
             audience.gather()
             audience.talk()
-            audience.run(time.monotonic_ns() + int(SETTLE_S * 1e9))
-
-            before = server.stats()
-            audience.run(time.monotonic_ns() + int(CATCH_UP_S * 1e9))
-            audience.begin()
-            before_s = server.process.cpu_s()
-            audience.run(time.monotonic_ns() + int(seconds * 1e9))
-            cpu_s = server.process.cpu_s() - before_s
-            window = audience.end()
-            after = server.stats()
+            audience.run(SETTLE_S)
+            measured = measure_window(server, audience, audience.run, seconds)
             full_bytes = server.process.rss_bytes()
+        window = measured.window
         floor += measure_sending(listeners, window.datagram_bytes, floor_s, server_core, frames)
-    cpu_us = cpu_s * 1e6 / max(1, window.delivered)
+    cpu_us = measured.cpu_s * 1e6 / max(1, window.delivered)
     reason = window.why_invalid
     if not reason and floor.dropped:
         reason = "the generator's sockets dropped datagrams of the floor's"
@@ -112,58 +100,26 @@ def measure(
         "talkers": talkers,
         "packet_ms": packet_ms,
         "server_cores": server_cores,
-        "seconds": round(window.seconds, 3),
-        "expected": window.expected,
-        "delivered": window.delivered,
-        "loss": round(window.loss, 6),
-        "skipped": window.skipped,
-        "duplicates": window.duplicates,
-        "reordered": window.reordered,
-        "datagram_bytes": window.datagram_bytes,
+        **measured.figures(),
         "cpu_us_per_packet": round(cpu_us, 3),
         "floor_us_per_packet": round(floor.each_us, 3),
         "ratio_to_floor": round(cpu_us / floor.each_us, 3) if floor.each_us else None,
-        "server_cpu": round(cpu_s / window.seconds, 4),
-        "tick_lateness_ms": {k: round(v, 3) for k, v in after["tick_lateness_ms"].items()},
-        "encodes_per_tick": round(_each_tick(before, after, "encodes"), 3),
         "rss_bytes_per_listener": round((full_bytes - empty_bytes) / listeners),
-        "sampled_frames": window.sampled_frames,
-        "generator_cpu": round(window.generator_busy, 4),
-        "generator_lateness_ms": window.generator_lateness_ms,
         "valid": not reason,
         "reason": reason,
     }
 
 
 def find(listeners: int, talkers: int, seconds: float, **options: Any) -> dict[str, Any]:
-    """The largest audience, within 5 %, of which less than 0.5 % of the packets are lost: doubles
-    from `listeners` (or halves, if these are too many already), then bisects.  A try in which the
-    generator did not keep up is repeated once.  Options: as measure().  -> the figures of that
-    audience, with `tries`, and with `limit`: what went wrong with the next larger one.  Raises
-    AudienceError if even one listener is too many."""
-    best: dict[str, Any] | None = None
-    good, bad, limit, tries = 0, 0, "", 0
-    count, again = listeners, True
-    while tries < MAX_TRIES and count > 0 and (not bad or bad - good > CLOSE_ENOUGH * good):
-        tries += 1
-        try:
-            figures = measure(count, talkers, seconds, **options)
-        except AudienceError as error:
-            trouble = str(error)
-        else:
-            if again and not figures["valid"]:  # it says nothing about the server
-                again = False
-                continue
-            lost = f"{figures['loss']:.2%} lost" if figures["loss"] >= MAX_LOSS else ""
-            trouble = figures["reason"] or lost
-        if trouble:
-            bad, limit = count, f"{count} listeners: {trouble}"
-        else:
-            best, good = figures, count
-        count, again = (good + bad) // 2 if bad else 2 * good, True
-    if best is None:
-        raise AudienceError(limit)
-    return {**best, "tries": tries, "limit": limit}
+    """The largest audience, within 5 %, of which less than 0.5 % of the packets are lost; the
+    search begins with `listeners`.  Options: as measure().  -> the figures of that audience, with
+    `tries` and `limit` (bench/search.py).  Raises AudienceError if even one listener is too many,
+    AudioError, ProcessError."""
+
+    def attempt(count: int) -> dict[str, Any]:
+        return measure(count, talkers, seconds, **options)
+
+    return search_most(attempt, listeners, MOST, "listeners")
 
 
 def _flags(listeners: int, talkers: int, packet_ms: int) -> tuple[str, ...]:
@@ -183,14 +139,8 @@ def _datagram_bytes(spoken: list[list[bytes]], frames: int) -> int:
     return HEADER_BYTES + len(plaintext) + TAG_BYTES
 
 
-def _each_tick(before: dict[str, Any], after: dict[str, Any], what: str) -> float:
-    ticks: int = after["ticks"] - before["ticks"]
-    count: int = after[what] - before[what]
-    return count / max(1, ticks)
-
-
 @click.command("capacity")
-@click.option("--listeners", default=1_000, show_default=True, type=click.IntRange(1, 100_000))
+@click.option("--listeners", default=1_000, show_default=True, type=click.IntRange(1, MOST))
 @click.option("--talkers", default=1, show_default=True, type=click.IntRange(1, 32))
 @click.option(
     "--seconds",

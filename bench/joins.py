@@ -16,11 +16,7 @@ The same audience is measured twice in one run, before the storm and in it.
     loss, extra_loss                of the audience, as a share of 1; beyond that before the storm
 """
 
-import contextlib
-import gc
-import heapq
 import os
-import socket
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
@@ -30,61 +26,39 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.audience import HELLO_REPEAT_NS, MAX_LATENESS_MS, Audience, AudienceError, Window
-from bench.polled import Poller, dropped_by_kernel, headers, udp_socket
-from bench.process import ProcessError, cores, pinned
+from bench.audience import MAX_LATENESS_MS, Audience, AudienceError
+from bench.clients import Client, Clients
+from bench.polled import dropped_by_kernel
+from bench.process import ProcessError, cores, pinned, without_collector
 from bench.server import MeasuredServer
 from bench.show import json_option, show
 from bench.speech import encode_speech
+from bench.window import CATCH_UP_S, SETTLE_S, Measured, measure_window
 from protocol import frames
-from protocol.connection import MS, CloseCode, Connection, Message, State
+from protocol.connection import MS, CloseCode
 from protocol.link import Link
-from protocol.noise import Handshake, KeyPair
-from protocol.packets import (
-    HELLO_PAYLOAD_BYTES,
-    INDEX_BYTES,
-    MAX_DATAGRAM_BYTES,
-    NO_COOKIE,
-    VERSION,
-    Hello,
-    Kind,
-    Welcome,
-    key_id,
-    unpack_cookie,
-)
-from protocol.sealing import SessionKeys
 from spaces_client.audio import AudioError
 
-SOCKETS = 4
 STAY_NS = 250 * MS
-TURN_NS = MS // 5  # for the audience, between two looks at the newcomers
-SETTLE_S = 1.5
 TAIL_S = 5.0  # at most, for those who have begun to come in by the end of the window
 GOING_S = 5.0  # how long the server remembers a session that is over, and some more
 SPARE_PEOPLE = 1_000
 
 
-class Newcomer:
-    """One client, from its HELLO to its CLOSE.  index: in headers, another one with every HELLO, so
-    that a WELCOME is never taken for one of another handshake."""
+class Newcomer(Client):
+    """One client, from its HELLO to its CLOSE.  index: another one with every HELLO, so that a
+    WELCOME is never taken for one of another handshake.  answered: it is in, or will not be."""
 
-    __slots__ = ("begun_ns", "connection", "handshake", "hello", "index", "key", "leaves_ns",
-                 "name", "socket", "wakes_ns")  # fmt: skip
+    __slots__ = ("answered", "begun_ns", "name")
 
-    def __init__(self, number: int, one: socket.socket) -> None:
+    def __init__(self, clients: Clients["Newcomer"], number: int) -> None:
+        super().__init__(number, clients.socket_for(number), os.urandom(32))
         self.name = f"guest {number}"
-        self.index = number
-        self.socket = one
-        self.key = KeyPair(os.urandom(32))
-        self.hello = b""  # while it is not answered
-        self.handshake: Handshake | None = None
-        self.connection: Connection | None = None
         self.begun_ns = 0
-        self.leaves_ns = 0
-        self.wakes_ns = 0
+        self.answered = False
 
 
-class Storm:
+class Storm(Clients[Newcomer]):
     """Newcomers at a steady rate, each at its absolute time.
 
     latencies_ns: of those who have come in, from the first HELLO to `joined`.  late_ns: of the
@@ -93,30 +67,18 @@ class Storm:
 
     def __init__(self, link: Link, space: str, rate: float, count: int) -> None:
         """Prepares `count` newcomers: their keys, and their first HELLOs."""
+        super().__init__(link)
         self.latencies_ns: list[int] = []
         self.late_ns: list[int] = []
         self.refused: Counter[str] = Counter()
         self.cookies = self.repeated = 0
-        self._link = link
-        self._key_id = key_id(link.key)
         self._space = space
         self._interval_ns = 1e9 / rate
-        self.sockets = [udp_socket() for _ in range(SOCKETS)]
-        for one in self.sockets:
-            one.connect((link.host, link.port))
-        self._poller = Poller(self.sockets, room_bytes=MAX_DATAGRAM_BYTES)
-        self._newcomers: dict[int, Newcomer] = {}
-        self._timers: list[tuple[int, int, Newcomer]] = []
-        self._timers_made = 0
         self._begun = 0
         self._start_ns = 0
-        self._coming = [Newcomer(n, self.sockets[n % SOCKETS]) for n in range(count)]
+        self._coming = [Newcomer(self, number) for number in range(count)]
         for newcomer in self._coming:
-            self._greet(newcomer, NO_COOKIE)
-
-    def close(self) -> None:
-        for one in self.sockets:
-            one.close()
+            self.prepare(newcomer)
 
     def begin(self) -> None:
         self._start_ns = time.monotonic_ns()
@@ -124,162 +86,66 @@ class Storm:
     @property
     def unanswered(self) -> int:
         """How many have said HELLO and are not in."""
-        return sum(not newcomer.leaves_ns for newcomer in self._newcomers.values())
+        return sum(not newcomer.answered for newcomer in self._coming[: self._begun])
 
-    def turn(self, *, come: bool = True) -> None:
-        """Does what is due, and takes one batch of what has come.  come: whether more begin."""
+    def come(self) -> None:
+        """Those whose time it is begin."""
         now_ns = time.monotonic_ns()
-        while come and self._begun < len(self._coming):
+        while self._begun < len(self._coming):
             due_ns = self._start_ns + int(self._begun * self._interval_ns)
             if due_ns > now_ns:
                 break
             newcomer = self._coming[self._begun]
             self._begun += 1
-            self._newcomers[newcomer.index] = newcomer
             newcomer.begun_ns = now_ns
-            self._say_hello(newcomer, now_ns)
+            self.greet(newcomer, now_ns)
             self.late_ns.append(now_ns - due_ns)
-        while self._timers and self._timers[0][0] <= now_ns:
-            when_ns, _, newcomer = heapq.heappop(self._timers)
-            if when_ns == newcomer.wakes_ns:
-                newcomer.wakes_ns = 0
-                self._timer(newcomer, now_ns)
-        batch = self._poller.poll()
-        if batch is None:
-            return
-        _, data, lengths = batch
-        now_ns = time.monotonic_ns()
-        kinds = headers(data)[0]
-        for row in np.flatnonzero(kinds <= Kind.CONTROL).tolist():  # what they hear is not opened
-            self._take(data[row, : lengths[row]].tobytes(), now_ns)
-
-    # -- one newcomer ---------------------------------------------------------------------------
-
-    def _greet(self, newcomer: Newcomer, cookie: bytes) -> None:
-        """Its HELLO: everything in it is authenticated, the cookie too."""
-        bare = Hello(VERSION, newcomer.index, self._key_id, cookie, b"")
-        newcomer.handshake = Handshake(
-            initiator=True,
-            prologue=bare.prologue,
-            entropy=os.urandom,
-            static=newcomer.key,
-            remote_static=self._link.key,
-        )
-        noise = newcomer.handshake.write(frames.encode_greeting("bench", HELLO_PAYLOAD_BYTES))
-        newcomer.hello = Hello(VERSION, newcomer.index, self._key_id, cookie, noise).pack()
-
-    def _say_hello(self, newcomer: Newcomer, now_ns: int) -> None:
-        self._send(newcomer, newcomer.hello)
-        self._wake_at(newcomer, now_ns + HELLO_REPEAT_NS)
-
-    def _take(self, data: bytes, now_ns: int) -> None:
-        at = 8 if data[0] == Kind.CONTROL else 4
-        newcomer = self._newcomers.get(int.from_bytes(data[at : at + INDEX_BYTES]))
-        if newcomer is None:
-            return
-        if newcomer.connection is not None:
-            if data[0] == Kind.CONTROL:
-                for event in newcomer.connection.receive(data, b"", now_ns) or ():
-                    if isinstance(event, Message):
-                        self._replied(newcomer, frames.decode(event.data), now_ns)
-                self._flush(newcomer, now_ns)
-        elif data[0] == Kind.WELCOME:
-            self._welcomed(newcomer, data, now_ns)
-        elif data[0] == Kind.COOKIE:
-            self.cookies += 1
-            del self._newcomers[newcomer.index]
-            newcomer.index += len(self._coming)
-            self._newcomers[newcomer.index] = newcomer
-            self._greet(newcomer, unpack_cookie(data)[1])
-            self._say_hello(newcomer, now_ns)
-        else:
-            self.refused["the server refuses the session"] += 1
-            self._forget(newcomer)
-
-    def _welcomed(self, newcomer: Newcomer, data: bytes, now_ns: int) -> None:
-        assert newcomer.handshake is not None
-        server_index = newcomer.handshake.read(Welcome.unpack(data).noise)[:INDEX_BYTES]
-        send, receive = newcomer.handshake.split()
-        newcomer.handshake = None
-        newcomer.hello = b""
-        newcomer.connection = Connection(
-            SessionKeys.derive(send=send.key, receive=receive.key),
-            remote_index=int.from_bytes(server_index),
-            address=b"",
-            now_ns=now_ns,
-            entropy=os.urandom,
-            keep_alive=True,
-        )
-        newcomer.connection.ping(now_ns)
-        join = frames.Join(id=1, space=self._space, name=newcomer.name)
-        newcomer.connection.send(frames.encode(join))
-        self._flush(newcomer, now_ns)
-
-    def _replied(self, newcomer: Newcomer, frame: frames.Frame, now_ns: int) -> None:
-        if isinstance(frame, frames.Error):
-            self.refused[frame.text] += 1
-            self._leave(newcomer, now_ns)
-        elif isinstance(frame, frames.Joined):
-            self.latencies_ns.append(now_ns - newcomer.begun_ns)
-            newcomer.leaves_ns = now_ns + STAY_NS
-            self._wake_at(newcomer, newcomer.leaves_ns)
-
-    def _leave(self, newcomer: Newcomer, now_ns: int) -> None:
-        assert newcomer.connection is not None
-        newcomer.connection.close(CloseCode.LEAVING, "", now_ns)
-        self._flush(newcomer, now_ns)
 
     def _timer(self, newcomer: Newcomer, now_ns: int) -> None:
-        connection = newcomer.connection
-        if connection is None:
+        if newcomer.connection is None:
             self.repeated += 1
-            self._say_hello(newcomer, now_ns)
-        elif newcomer.leaves_ns and now_ns >= newcomer.leaves_ns and connection.state is State.OPEN:
-            self._leave(newcomer, now_ns)
-        else:
-            connection.tick(now_ns)
-            self._flush(newcomer, now_ns)
+        super()._timer(newcomer, now_ns)
 
-    def _flush(self, newcomer: Newcomer, now_ns: int) -> None:
-        connection = newcomer.connection
-        assert connection is not None
-        for datagram in connection.transmit(now_ns):
-            self._send(newcomer, datagram)
-        if connection.state is State.CLOSED:
-            self._forget(newcomer)
-        else:
-            deadline_ns = connection.deadline_ns
-            staying = newcomer.leaves_ns and connection.state is State.OPEN
-            self._wake_at(
-                newcomer, min(deadline_ns, newcomer.leaves_ns if staying else deadline_ns)
-            )
+    def _challenged(self, newcomer: Newcomer, cookie: bytes, now_ns: int) -> None:
+        self.cookies += 1
+        del self._by_index[newcomer.index]
+        newcomer.index += len(self._coming)
+        super()._challenged(newcomer, cookie, now_ns)
 
-    def _forget(self, newcomer: Newcomer) -> None:
-        self._newcomers.pop(newcomer.index, None)
-        newcomer.wakes_ns = 0  # the timer finds nobody
+    def _welcomed(self, newcomer: Newcomer, now_ns: int) -> None:
+        self.ask(newcomer, frames.Join, now_ns, space=self._space, name=newcomer.name)
 
-    @staticmethod
-    def _send(newcomer: Newcomer, datagram: bytes) -> None:
-        # What the kernel does not take is lost, as anything may be: it is sent again.
-        with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
-            newcomer.socket.send(datagram)
+    def _replied(self, newcomer: Newcomer, reply: frames.Reply, now_ns: int) -> None:
+        newcomer.answered = True
+        if isinstance(reply, frames.Error):
+            self.refused[reply.text] += 1
+            self._act(newcomer, now_ns)
+        elif isinstance(reply, frames.Joined):
+            self.latencies_ns.append(now_ns - newcomer.begun_ns)
+            newcomer.acts_ns = now_ns + STAY_NS
 
-    def _wake_at(self, newcomer: Newcomer, when_ns: int) -> None:
-        if not newcomer.wakes_ns or when_ns < newcomer.wakes_ns:
-            newcomer.wakes_ns = when_ns
-            self._timers_made += 1
-            heapq.heappush(self._timers, (when_ns, self._timers_made, newcomer))
+    def _act(self, newcomer: Newcomer, now_ns: int) -> None:
+        """It goes."""
+        assert newcomer.connection is not None
+        newcomer.connection.close(CloseCode.LEAVING, "", now_ns)
+
+    def _ended(self, newcomer: Newcomer, text: str) -> None:
+        if not newcomer.answered:
+            newcomer.answered = True
+            self.refused[text] += 1
 
 
 @dataclass(frozen=True, slots=True)
-class _Figures:
-    """One window."""
+class _Seen:
+    """One window: what the audience saw, and what the newcomers did."""
 
-    window: Window
-    server_cpu_s: float
+    measured: Measured
     latencies_ms: list[float]
     late_ms: list[float]
-    tick_lateness_ms: dict[str, float]
+
+    @property
+    def loss(self) -> float:
+        return self.measured.window.loss
 
 
 def measure(
@@ -296,14 +162,13 @@ def measure(
             stack, server_core, "--no-governor", "--max-people", str(people), *flags
         )
         stack.enter_context(pinned(generator_core))
-        gc.disable()  # a look at thousands of clients would make the talker late
-        stack.callback(gc.enable)
+        stack.enter_context(without_collector())
         audience = stack.enter_context(
             closing(Audience(server.link, listeners=listeners, speech=spoken))
         )
         audience.open()
-        count = round(rate * (SETTLE_S + seconds))
-        storm = stack.enter_context(closing(Storm(server.link, audience._space, rate, count)))
+        count = round(rate * (SETTLE_S + CATCH_UP_S + seconds))
+        storm = stack.enter_context(closing(Storm(server.link, audience.space, rate, count)))
         audience.gather()
         audience.talk()
         _run(audience, storm, SETTLE_S, come=False)
@@ -316,28 +181,29 @@ def measure(
             _run(audience, storm, TAIL_S / 50, come=False)
         reason = _why_invalid(quiet, stormy, dropped_by_kernel(storm.sockets))
     joins = len(stormy.latencies_ms)
-    own_s = stormy.server_cpu_s - quiet.server_cpu_s * stormy.window.seconds / quiet.window.seconds
-    extra_loss = max(0.0, stormy.window.loss - quiet.window.loss)
+    before, during = quiet.measured, stormy.measured
+    during_s = during.window.seconds
+    own_s = during.cpu_s - before.server_cpu * during_s
     return {
         "listeners": listeners,
         "rate": rate,
-        "seconds": round(stormy.window.seconds, 3),
+        "seconds": round(during_s, 3),
         "joins": joins,
-        "joins_per_second": round(joins / stormy.window.seconds, 1),
+        "joins_per_second": round(joins / during_s, 1),
         "unanswered": storm.unanswered,
         "refused": dict(storm.refused),
         "cookies": storm.cookies,
         "hellos_repeated": storm.repeated,
         "latency_ms": _percentiles(stormy.latencies_ms),
         "cpu_us_per_join": round(own_s * 1e6 / joins, 1) if joins else None,
-        "server_cpu": round(stormy.server_cpu_s / stormy.window.seconds, 4),
-        "server_cpu_before": round(quiet.server_cpu_s / quiet.window.seconds, 4),
-        "loss": round(stormy.window.loss, 6),
-        "loss_before": round(quiet.window.loss, 6),
-        "extra_loss": round(extra_loss, 6),
-        "tick_lateness_ms": stormy.tick_lateness_ms,
-        "tick_lateness_before_ms": quiet.tick_lateness_ms,
-        "generator_cpu": round(stormy.window.generator_busy, 4),
+        "server_cpu": round(during.server_cpu, 4),
+        "server_cpu_before": round(before.server_cpu, 4),
+        "loss": round(stormy.loss, 6),
+        "loss_before": round(quiet.loss, 6),
+        "extra_loss": round(max(0.0, stormy.loss - quiet.loss), 6),
+        "tick_lateness_ms": during.tick_lateness_ms,
+        "tick_lateness_before_ms": before.tick_lateness_ms,
+        "generator_cpu": round(during.window.generator_busy, 4),
         "generator_lateness_ms": _percentiles(stormy.late_ms),
         "valid": not reason,
         "reason": reason,
@@ -347,33 +213,30 @@ def measure(
 def _run(audience: Audience, storm: Storm, seconds: float, *, come: bool) -> None:
     """Lets time pass.  come: whether more newcomers begin."""
     end_ns = time.monotonic_ns() + int(seconds * 1e9)
-    while (now_ns := time.monotonic_ns()) < end_ns:
-        audience.run(min(now_ns + TURN_NS, end_ns))
-        storm.turn(come=come)
+    while time.monotonic_ns() < end_ns:
+        if come:
+            storm.come()
+        storm.turn()
+        audience.round()
 
 
 def _measure_window(
     server: MeasuredServer, audience: Audience, storm: Storm, seconds: float, *, come: bool
-) -> _Figures:
-    server.stats()
-    joined, began = len(storm.latencies_ns), len(storm.late_ns)
-    audience.begin()
-    before_s = server.process.cpu_s()
-    _run(audience, storm, seconds, come=come)
-    cpu_s = server.process.cpu_s() - before_s
-    window = audience.end()
-    return _Figures(
-        window,
-        cpu_s,
-        [ns / MS for ns in storm.latencies_ns[joined:]],
-        [ns / MS for ns in storm.late_ns[began:]],
-        {name: round(ms, 3) for name, ms in server.stats()["tick_lateness_ms"].items()},
+) -> _Seen:
+    def run(seconds: float) -> None:
+        storm.latencies_ns.clear()  # from before the window
+        storm.late_ns.clear()
+        _run(audience, storm, seconds, come=come)
+
+    measured = measure_window(server, audience, run, seconds)
+    return _Seen(
+        measured, [ns / MS for ns in storm.latencies_ns], [ns / MS for ns in storm.late_ns]
     )
 
 
-def _why_invalid(quiet: _Figures, stormy: _Figures, dropped: int) -> str:
+def _why_invalid(quiet: _Seen, stormy: _Seen, dropped: int) -> str:
     """In what way the generator was the bottleneck, or failed; empty if it was and did not."""
-    if reason := quiet.window.why_invalid or stormy.window.why_invalid:
+    if reason := quiet.measured.window.why_invalid or stormy.measured.window.why_invalid:
         return reason
     if dropped:
         return f"the newcomers' sockets dropped {dropped} datagrams"

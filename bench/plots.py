@@ -31,7 +31,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     *("#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
 )
 GREY = "#767676"
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib lists the names that there are; they are checked there
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -51,7 +51,7 @@ def draw(report: Figures, folder: Path) -> list[str]:
 
     drawn = []
     for name, plot in PLOTS.items():
-        with rc_context(STYLE):  # type: ignore[arg-type] # it takes any name that there is
+        with rc_context(STYLE):
             figure = Figure(figsize=(WIDTH_IN, 3.6), dpi=DPI, layout="constrained")
             FigureCanvasAgg(figure)
             if plot(report, figure.subplots()):
@@ -155,7 +155,7 @@ def _lateness(report: Figures, axes: "Axes") -> bool:
     ]
     if not runs:
         return False
-    axes.figure.set_figheight(1.4 + 0.28 * len(runs))  # type: ignore[union-attr] # not a subfigure
+    _set_height(axes, 1.4 + 0.28 * len(runs))
     at = range(len(runs))
     for key, mark, colour in (("p50", "o", BLUE), ("p99", "D", ORANGE), ("max", "|", BLACK)):
         values = [late[key] for _, late in runs]
@@ -168,6 +168,13 @@ def _lateness(report: Figures, axes: "Axes") -> bool:
     axes.set_title("How late ticks began", loc="left")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return True
+
+
+def _set_height(axes: "Axes", inches: float) -> None:
+    from matplotlib.figure import Figure
+
+    assert isinstance(axes.figure, Figure)  # and not a part of one
+    axes.figure.set_figheight(inches)
 
 
 def _audience(row: Figures) -> str:
@@ -208,7 +215,7 @@ def _tick(report: Figures, axes: "Axes") -> bool:
             ],
         ),
     ]
-    axes.figure.set_figheight(2.8)  # type: ignore[union-attr] # not a subfigure
+    _set_height(axes, 2.8)
     longest = 0.0
     for at, (_, parts) in enumerate(bars):
         left = 0.0

@@ -6,10 +6,13 @@ has to wait counts its own delays as the server's.
 """
 
 import contextlib
+import gc
 import os
 import queue
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +23,7 @@ from pathlib import Path
 MAX_LINES = 10_000  # of output that nobody has read yet; the oldest give way
 ENDING_S = 20.0
 LAST_WORDS = 3  # lines of what a program said that go into an error
+TIED = Path(__file__).with_name("tied.py")
 
 PRIORITY = 2  # above the server's own: where it has all cores, the generator must not wait for it
 
@@ -72,6 +76,17 @@ def pinned(core: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Within, Python does not look for garbage: that would take long where there are thousands of
+    clients, and what they have to send meanwhile would be late."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@contextlib.contextmanager
 def _on(core: int | None) -> Iterator[None]:
     """What is started within inherits the core (None: all that there were at first)."""
     before = os.sched_getaffinity(0)
@@ -94,14 +109,16 @@ class Process:
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
     ) -> None:
-        """Starts it; it ends, at the latest, with the stack.  core: of cores(); None: any.
-        Raises ProcessError if it cannot be started."""
+        """Starts it; it ends, at the latest, with the stack, or with this thread.  core: of
+        cores(); None: any.  Raises ProcessError if it cannot be started."""
         self.name = " ".join((Path(command[0]).name, *command[1:3]))
+        if shutil.which(command[0]) is None:
+            raise ProcessError(f"{self.name} cannot be started: there is no such program")
         self._errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack is its context)
         try:
             with _on(core):
                 self._process = subprocess.Popen(
-                    command,
+                    [sys.executable, "-I", "-S", str(TIED), str(os.getpid()), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=self._errors,

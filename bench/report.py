@@ -23,6 +23,7 @@ from cryptography.hazmat.backends.openssl import backend
 from bench import capacity, floor, joins, latency, plots, spaces, tick
 from bench.peers import run as peers
 from bench.process import pinned
+from bench.search import TRY_S
 from spaces_server import AGENT
 
 Figures = dict[str, Any]
@@ -79,7 +80,7 @@ def measure(parts: Sequence[str], seconds: float, *, quick: bool, say: Say) -> F
         "spaces": lambda: (
             spaces.measure(5, seconds)
             if quick
-            else spaces.find(spaces.TALKING_SPACES, min(seconds, capacity.TRY_S))
+            else spaces.find(spaces.TALKING_SPACES, min(seconds, TRY_S))
         ),
         "silent": lambda: spaces.measure_silent(10 if quick else spaces.SILENT_SPACES, seconds),
         "joins": lambda: joins.measure(*storm, seconds),

@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,19 @@ LOOK_AGAIN_S = 0.005
 class MeasuredServer:
     """A fresh server with a database of its own.  link: how it is reached."""
 
-    def __init__(self, stack: ExitStack, core: int | None, *flags: str) -> None:
-        """flags: of `spaces-server run`, beside those that every measurement needs.  It ends, at
-        the latest, with the stack.  Raises ProcessError."""
+    def __init__(
+        self,
+        stack: ExitStack,
+        core: int | None,
+        *flags: str,
+        fill: Callable[[Path], None] | None = None,
+    ) -> None:
+        """flags: of `spaces-server run`, beside those that every measurement needs.  fill: puts
+        into its data folder what is to be there when it starts.  It ends, at the latest, with the
+        stack.  Raises ProcessError."""
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spaces-bench-")))
+        if fill is not None:
+            fill(folder)
         self._stats = folder / "stats.json"
         self.process = Process(
             stack,

@@ -8,24 +8,23 @@ own, so this is the codec's bill, as one large space is the kernel's.
 all, for a time that their sessions outlive easily, and while they keep their sessions alive.
 """
 
-import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.audience import PATIENCE_NS, STEP_NS, UNDER_WAY, Audience, AudienceError, Member
-from bench.capacity import CATCH_UP_S, MAX_LOSS, SETTLE_S, TRY_S
-from bench.peers.run import UnmeasurableError, search
-from bench.polled import headers
-from bench.process import ProcessError, cores, pinned
+from bench.audience import PATIENCE_NS, STEP_S, UNDER_WAY, Audience, AudienceError, Member
+from bench.clients import Batch
+from bench.process import ProcessError, cores, pinned, without_collector
+from bench.search import TRY_S
+from bench.search import find as search_most
 from bench.server import MeasuredServer
 from bench.show import json_option, show
 from bench.speech import encode_speech
+from bench.window import CATCH_UP_S, SETTLE_S, measure_window
 from protocol import frames
 from protocol.connection import IDLE_TIMEOUT_NS
 from protocol.link import Link
@@ -71,11 +70,11 @@ class Spaces(Audience):
             elif now_ns - since_ns > PATIENCE_NS:
                 raise AudienceError(f"only {sum(map(bool, self._opened))} spaces could be opened")
             under_way = still
-            self.run(now_ns + STEP_NS)
+            self.run(STEP_S)
 
     def _host(self, number: int) -> Iterator[None]:
         """One host's way; waits where it yields."""
-        host = self._begin(self.listeners + number, time.monotonic_ns())
+        host = self._begin(self.listeners + number)
         self._on_stage.append(host)
         while host.connection is None:
             yield
@@ -83,7 +82,7 @@ class Spaces(Audience):
             (frames.Register, {"handle": f"host_{number}", "name": "host"}),
             (frames.Open, {"title": f"space {number}"}),
         ):
-            self._ask(host, kind, **fields)
+            self.ask(host, kind, time.monotonic_ns(), **fields)
             while not host.replies:
                 yield
             reply = host.replies.pop()
@@ -92,15 +91,13 @@ class Spaces(Audience):
         assert isinstance(reply, frames.Joined)
         self._opened[number] = reply.space
 
-    def _welcomed(self, member: Member, data: bytes, now_ns: int) -> None:
-        if member.number < self.listeners:
-            self._space = self._opened[member.number // LISTENERS]
-        super()._welcomed(member, data, now_ns)
+    def _space_of(self, member: Member) -> str:
+        return self._opened[member.index // LISTENERS]
 
-    def _take(self, data: NDArray[np.uint8], lengths: NDArray[np.intp], now_ns: int) -> None:
-        kinds, _, _ = headers(data)
+    def _count(self, batch: Batch, now_ns: int) -> None:
+        kinds = batch.kinds
         self.heard += int(np.count_nonzero((kinds == Kind.AUDIO) | (kinds == Kind.CROWD)))
-        super()._take(data, lengths, now_ns)
+        super()._count(batch, now_ns)
 
 
 @contextmanager
@@ -118,8 +115,7 @@ def _filled(spaces: int) -> Iterator[tuple[MeasuredServer, Spaces, int]]:
             *("--max-spaces", str(spaces), "--max-people", str(PEOPLE * spaces + 100)),
             "--no-governor",  # it would change the work that is measured, or let nobody more in
         )
-        gc.disable()  # a look at thousands of clients would make the talkers late
-        stack.callback(gc.enable)
+        stack.enter_context(without_collector())
         people = stack.enter_context(closing(Spaces(server.link, spaces, voices)))
         empty_bytes = server.process.rss_bytes()
         people.open()
@@ -143,38 +139,15 @@ def measure(spaces: int, seconds: float) -> dict[str, Any]:
     Raises AudienceError, AudioError, ProcessError."""
     with _filled(spaces) as (server, people, rss_bytes):
         people.talk()
-        people.run(time.monotonic_ns() + int(SETTLE_S * 1e9))
-        before = server.stats()
-        people.run(time.monotonic_ns() + int(CATCH_UP_S * 1e9))
-        people.begin()
-        before_s = server.process.cpu_s()
-        people.run(time.monotonic_ns() + int(seconds * 1e9))
-        cpu_s = server.process.cpu_s() - before_s
-        window = people.end()
-        after = server.stats()
-    server_cpu = cpu_s / window.seconds
-    reason = window.why_invalid
+        people.run(SETTLE_S)
+        measured = measure_window(server, people, people.run, seconds)
+    reason = measured.window.why_invalid
     return {
         "spaces": spaces,
         "people": PEOPLE * spaces,
-        "seconds": round(window.seconds, 3),
-        "expected": window.expected,
-        "delivered": window.delivered,
-        "loss": round(window.loss, 6),
-        "skipped": window.skipped,
-        "duplicates": window.duplicates,
-        "reordered": window.reordered,
-        "datagram_bytes": window.datagram_bytes,
-        "server_cpu": round(server_cpu, 4),
-        "cpu_ms_per_space_second": round(server_cpu * 1e3 / spaces, 3),
-        "encodes_per_tick": round(
-            (after["encodes"] - before["encodes"]) / max(1, after["ticks"] - before["ticks"]), 3
-        ),
-        "tick_lateness_ms": {k: round(v, 3) for k, v in after["tick_lateness_ms"].items()},
+        **measured.figures(),
+        "cpu_ms_per_space_second": round(measured.server_cpu * 1e3 / spaces, 3),
         "rss_bytes": rss_bytes,
-        "sampled_frames": window.sampled_frames,
-        "generator_cpu": round(window.generator_busy, 4),
-        "generator_lateness_ms": window.generator_lateness_ms,
         "valid": not reason,
         "reason": reason,
     }
@@ -187,28 +160,25 @@ def measure_silent(spaces: int, seconds: float) -> dict[str, Any]:
                                              at most 10 without keep-alives
     cpu_share                                CPU of the server, as a share of one core, while its
                                              clients are silent
-    cpu_share_with_keepalives                while each of them sends a ping every 5 s
+    cpu_share_with_keepalives                while each of them sends a ping every 5 s, as a client
+                                             does that hears nothing (else it is every 15 s)
     encodes, audio_packets                   in both windows; audio_packets: that came to anybody
     rss_bytes                                by which the spaces and their people made it grow
     valid, reason                            whether all sessions lived; if not, what happened
 
     Raises AudienceError, AudioError, ProcessError."""
     with _filled(spaces) as (server, people, rss_bytes):
-        people.run(time.monotonic_ns() + int(QUIET_S * 1e9))
+        people.run(QUIET_S)
         before = server.stats()
-        people.run(time.monotonic_ns() + int(CATCH_UP_S * 1e9))
+        people.run(CATCH_UP_S)
         people.begin()
         people.heard = 0
         held_back_s = min(seconds, HELD_BACK_S)
         assert held_back_s * 1e9 < IDLE_TIMEOUT_NS
-        before_s, start = server.process.cpu_s(), time.monotonic()
-        time.sleep(held_back_s)  # what comes meanwhile waits in the sockets
-        silent_share = (server.process.cpu_s() - before_s) / (time.monotonic() - start)
-
-        people.run(time.monotonic_ns() + int(BURST_S * 1e9))
-        before_s, start = server.process.cpu_s(), time.monotonic()
-        people.run(time.monotonic_ns() + int(seconds * 1e9))
-        alive_share = (server.process.cpu_s() - before_s) / (time.monotonic() - start)
+        # What comes meanwhile waits in the sockets.
+        silent_share = _server_cpu(server, time.sleep, held_back_s)
+        people.run(BURST_S)
+        alive_share = _server_cpu(server, people.run, seconds)
         window = people.end()
         after = server.stats()
         audio_packets = people.heard
@@ -231,34 +201,19 @@ def measure_silent(spaces: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def _server_cpu(server: MeasuredServer, run: Callable[[float], None], seconds: float) -> float:
+    """As a share of one core, while run(seconds) lets time pass."""
+    before_s, start = server.process.cpu_s(), time.monotonic()
+    run(seconds)
+    return (server.process.cpu_s() - before_s) / (time.monotonic() - start)
+
+
 def find(spaces: int, seconds: float) -> dict[str, Any]:
-    """The largest number of spaces, within 8 %, of whose packets less than 0.5 % are lost; the
-    search begins with `spaces`.  A try in which the generator did not keep up is repeated once.
-    -> the figures of that number, with `tries`, and with `limit`: what went wrong with the next
-    larger one.  Raises AudienceError if even one space is too many, AudioError, ProcessError."""
-    carried: dict[int, dict[str, Any]] = {}
-    tries = 0
-
-    def trouble_with(spaces: int) -> str:
-        nonlocal tries
-        try:
-            for _ in range(2):
-                tries += 1
-                figures = measure(spaces, seconds)
-                if figures["valid"]:
-                    break
-        except AudienceError as error:
-            return f"{spaces} spaces: {error}"
-        carried[spaces] = figures
-        lost = f"{figures['loss']:.2%} lost" if figures["loss"] >= MAX_LOSS else ""
-        trouble = figures["reason"] or lost
-        return trouble and f"{spaces} spaces: {trouble}"
-
-    try:
-        most, limit = search(trouble_with, spaces, MOST)
-    except UnmeasurableError as error:
-        raise AudienceError(str(error)) from error
-    return {**carried[most], "tries": tries, "limit": limit}
+    """The largest number of spaces, within 5 %, of whose packets less than 0.5 % are lost; the
+    search begins with `spaces`.  -> the figures of that number, with `tries` and `limit`
+    (bench/search.py).  Raises AudienceError if even one space is too many, AudioError,
+    ProcessError."""
+    return search_most(lambda count: measure(count, seconds), spaces, MOST, "spaces")
 
 
 @click.command("spaces")

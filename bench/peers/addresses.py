@@ -30,6 +30,14 @@ LAST_TWO_AT = socket.CMSG_LEN(IN_PKTINFO.size) - 2  # of the address it came in 
 Batch = tuple[NDArray[np.uint8], NDArray[np.intp], NDArray[np.intp]]
 
 
+def free_address(kind: socket.SocketKind) -> tuple[str, int]:
+    """Where a server may listen: nobody does at the moment."""
+    with socket.socket(socket.AF_INET, kind) as one:
+        one.bind(("127.0.0.1", 0))
+        address: tuple[str, int] = one.getsockname()
+        return address
+
+
 class Addresses(Poller):
     """`count` addresses, numbered from 0.  Client n always uses the same of the PORTS."""
 

@@ -40,8 +40,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.audience import MAX_BUSY, MAX_LATENESS_MS
-from bench.peers.addresses import Addresses, rows
+from bench.peers.addresses import Addresses, Batch, free_address, rows
+from bench.peers.window import take_turns
 from bench.polled import Tally
 from bench.process import Process, ProcessError, cores, pinned
 from protocol.opus import Decoder
@@ -56,7 +56,6 @@ TICKS_A_SECOND = 50
 SPEECH_SAMPLES = 960  # of one packet that the talkers are given
 SAMPLED = 8  # listeners whose frames are looked at
 VOICED = 0.1  # of their frames at least must not be silence; speech has pauses
-WARM_UP_S = 1.0
 STARTUP_S = 20.0
 ADMISSION_S = 20.0
 PATIENCE_S = 0.3  # then what was not acknowledged is said again
@@ -252,9 +251,7 @@ class _Session:
     def __init__(self, stack: ExitStack, program: str, said: Sequence[list[bytes]]) -> None:
         core, own = cores()
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="spaces-bench-"))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-            free.bind(("127.0.0.1", 0))
-            self._server: tuple[str, int] = free.getsockname()
+        self._server = free_address(socket.SOCK_DGRAM)
         command = [program, "--server", "--nogui", "--serverbindip", self._server[0]]
         command += ["--port", str(self._server[1]), "--numchannels", str(MOST_CLIENTS)]
         stack.enter_context(pinned(own))
@@ -310,78 +307,44 @@ class _Session:
     def measure(self, seconds: float, listeners: int) -> dict[str, Any]:
         clients = len(self._clients)
         frames = max(1, round(seconds * FRAMES_A_SECOND))
-        turn_ns = 1_000_000_000 / FRAMES_A_SECOND / clients  # they take turns within a frame
         tally = Tally(clients)
         sample: list[tuple[int, bytes]] = []  # listener, datagram
-        turn = 0
-        late_ns: list[int] = []
-        busy_ns = 0
-        cpu_s: float | None = None
-        dropped = self._addresses.dropped()
-        start_ns = time.monotonic_ns()
-        begin_ns = start_ns + round(WARM_UP_S * 1e9)
-        end_ns = begin_ns + round(frames * 1e9 / FRAMES_A_SECOND)
-        while (now_ns := time.monotonic_ns()) < end_ns:
-            if now_ns >= begin_ns and cpu_s is None:
-                tally.begin()
-                cpu_s = -self._process.cpu_s()
-                busy_ns = 0
-                late_ns.clear()
-            due_ns = start_ns + round(turn * turn_ns)
-            if now_ns >= due_ns:
-                late_ns.append(now_ns - due_ns)
-                number = turn % clients
-                self._addresses.send(number, self._clients[number].audio(), self._server)
-                turn += 1
-            batch = self._addresses.receive()
-            if batch is not None:
-                data, lengths, numbers = batch
-                audio = lengths == AUDIO_BYTES
-                if not audio.all():
-                    for number, message in rows((data[~audio], lengths[~audio], numbers[~audio])):
-                        self._answer(number, message)
-                tally.count(numbers[audio], data[audio, FRAME_BYTES].astype(np.int64), bits=8)
-                few = audio & (numbers < min(SAMPLED, listeners))
-                if cpu_s is not None:
-                    sample.extend(rows((data[few], lengths[few], numbers[few])))
-            elif now_ns < due_ns:
-                continue
-            busy_ns += time.monotonic_ns() - now_ns
-        assert cpu_s is not None
-        cpu_s += self._process.cpu_s()
-        dropped = self._addresses.dropped() - dropped
-        seconds = frames / FRAMES_A_SECOND
-        expected, delivered = clients * frames, tally.delivered
-        busy = busy_ns / (seconds * 1e9)
-        late_ms = float(np.percentile(late_ns, 99)) / 1e6
-        voiced = _voiced(sample)
-        reasons = [
-            text
-            for text, there in (
-                (f"the generator was busy {busy:.0%} of the time", busy > MAX_BUSY),
-                (
-                    f"the clients' packets left {late_ms:.1f} ms late (p99)",
-                    late_ms > MAX_LATENESS_MS,
-                ),
-                (f"the generator's sockets dropped {dropped} datagrams", dropped > 0),
-                ("nobody speaks in what listeners get", voiced < VOICED),
-                ("some clients heard nothing", not tally.delivered_by_stream.all()),
-            )
-            if there
-        ]
-        return {
-            "seconds": seconds,
-            "expected": expected,
-            "delivered": delivered,
-            "loss": max(0.0, 1 - delivered / expected),
-            "cpu_us_per_packet": 1e6 * cpu_s / max(1, delivered),
-            "cpu_us_per_listener_tick": 1e6 * cpu_s / (clients * seconds * TICKS_A_SECOND),
-            "server_cpu": cpu_s / seconds,
-            "generator_busy": busy,
-            "generator_lateness_ms": late_ms,
-            "valid": not reasons,
-            "reason": "; ".join(reasons),
-        }
+
+        def begin() -> None:
+            tally.begin()
+            sample.clear()
+
+        def say(turn: int, now_ns: int) -> None:
+            number = turn % clients
+            self._addresses.send(number, self._clients[number].audio(), self._server)
+
+        def hear(batch: Batch, now_ns: int) -> None:
+            data, lengths, numbers = batch
+            audio = lengths == AUDIO_BYTES
+            if not audio.all():
+                for number, message in rows((data[~audio], lengths[~audio], numbers[~audio])):
+                    self._answer(number, message)
+            tally.count(numbers[audio], data[audio, FRAME_BYTES].astype(np.int64), bits=8)
+            few = audio & (numbers < min(SAMPLED, listeners))
+            sample.extend(rows((data[few], lengths[few], numbers[few])))
+
+        window = take_turns(
+            self._process,
+            self._addresses,
+            frames / FRAMES_A_SECOND,
+            1e9 / FRAMES_A_SECOND / clients,  # they take turns within a frame
+            begin=begin,
+            say=say,
+            hear=hear,
+        )
+        return window.figures(
+            clients * frames,
+            tally.delivered,
+            clients * window.seconds * TICKS_A_SECOND,
+            None,
+            (_voiced(sample) < VOICED, "nobody speaks in what listeners get"),
+            (not tally.delivered_by_stream.all(), "some clients heard nothing"),
+        )
 
 
 def _voiced(sample: Sequence[tuple[int, bytes]]) -> float:

@@ -36,8 +36,10 @@ from numpy.typing import NDArray
 
 from bench.peers import rtp
 from bench.peers.heard import PACKET_SAMPLES, Speech, decode
+from bench.peers.window import Window, late_p99_ms
 from bench.polled import Poller, Tally, dropped_by_kernel, udp_socket
 from bench.process import Process, ProcessError, cores, pinned
+from bench.search import MAX_LOSS
 from protocol.opus import OpusError
 
 PACKET_NS = 20_000_000
@@ -59,10 +61,7 @@ ANSWER_S = 10.0
 MESSAGE_BYTES = 1 << 20
 PACKET_BYTES = 512  # room for one of Janus's: at 32 kbit/s they hold some 80
 
-BUSY = 0.9
-LATE_MS = 10.0
 BEHIND_TICKS = 2
-CARRIED_LOSS = 0.005  # a server that loses more need not be understood
 
 CONFIGURATION = {
     "janus.jcfg": """\
@@ -264,21 +263,6 @@ class _Talker:
         )
 
 
-@dataclass(frozen=True)
-class _Window:
-    """How long was measured, what it cost the server, and how the generator was.
-
-    busy: share of the time; late_ms: the talkers' packets, p99; dropped: datagrams, by the kernel,
-    where the generator did not take them soon enough
-    """
-
-    seconds: float
-    cpu_s: float
-    busy: float
-    late_ms: float
-    dropped: int
-
-
 class _People:
     """Talkers who speak and listeners whose packets are counted, in one loop that never waits."""
 
@@ -332,7 +316,7 @@ class _People:
             if self._news == news:
                 return
 
-    def measure(self, server: Process, seconds: float) -> _Window:
+    def measure(self, server: Process, seconds: float) -> Window:
         """Counts for this long."""
         dropped = dropped_by_kernel(self._sockets)
         self.tally.begin()
@@ -342,11 +326,11 @@ class _People:
         start_ns, cpu_s = time.monotonic_ns(), server.cpu_s()
         self.run(seconds)
         took_s = (time.monotonic_ns() - start_ns) / 1e9
-        return _Window(
+        return Window(
             seconds=took_s,
             cpu_s=server.cpu_s() - cpu_s,
             busy=self._busy_ns / 1e9 / took_s,
-            late_ms=float(np.percentile(self._lateness_ns or [0], 99)) / 1e6,
+            late_ms=late_p99_ms(self._lateness_ns),
             dropped=dropped_by_kernel(self._sockets) - dropped,
         )
 
@@ -471,7 +455,7 @@ def _join_listeners(control: Control, people: _People, listeners: int) -> None:
 
 def _judge(
     people: _People,
-    window: _Window,
+    window: Window,
     listeners: int,
     keys: Sequence[bytes | None],
     speech: Sequence[bytes],
@@ -485,36 +469,19 @@ def _judge(
     ticks = window.seconds * PACKETS_A_SECOND
     delivered = people.tally.delivered
     expected = max(people.tally.expected, listeners * max(int(ticks) - 1, 0))
-    loss = max(0.0, 1 - delivered / max(1, expected))
     delay_ms, unheard = _open_sample(people, keys, speech)
-    faults = (
-        (window.busy > BUSY, f"the generator was busy {window.busy:.0%} of the time"),
-        (
-            window.late_ms > LATE_MS,
-            f"the talkers' packets left {window.late_ms:.1f} ms late (p99)",
-        ),
-        (window.dropped > 0, f"the generator's sockets dropped {window.dropped} datagrams"),
+    carried = delivered > expected * (1 - MAX_LOSS)  # who loses more need not be understood
+    return window.figures(
+        expected,
+        delivered,
+        listeners * ticks,
+        delay_ms,
         (
             delivered > listeners * (ticks + BEHIND_TICKS),
             "Janus was still sending what had been due before",
         ),
-        (bool(unheard) and loss < CARRIED_LOSS, unheard),
+        (bool(unheard) and carried, unheard),
     )
-    reasons = [text for there, text in faults if there]
-    return {
-        "seconds": window.seconds,
-        "expected": expected,
-        "delivered": delivered,
-        "loss": loss,
-        "cpu_us_per_packet": 1e6 * window.cpu_s / max(1, delivered),
-        "cpu_us_per_listener_tick": 1e6 * window.cpu_s / (listeners * ticks),
-        "server_cpu": window.cpu_s / window.seconds,
-        "delay_ms": delay_ms,
-        "generator_busy": window.busy,
-        "generator_lateness_ms": window.late_ms,
-        "valid": not reasons,
-        "reason": "; ".join(reasons),
-    }
 
 
 def _open_sample(

@@ -37,15 +37,14 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from bench.audience import MAX_BUSY, MAX_LATENESS_MS
-from bench.peers.addresses import Addresses, Batch, rows
+from bench.peers.addresses import Addresses, Batch, free_address, rows
+from bench.peers.window import take_turns
 from bench.polled import Tally
 from bench.process import Process, ProcessError, cores, pinned
 
 TICK_NS = 20_000_000
 SAMPLED = 8  # listeners whose datagrams are opened
 JOINERS = 8  # threads that connect; the server does their handshakes one after the other
-WARM_UP_TICKS = 25
 STARTUP_S = 20.0
 ANSWER_S = 60.0  # a newcomer is told of everybody who is there
 GREETING_S = 20.0  # until every address is known to the server
@@ -360,9 +359,7 @@ class _Room:
     def __init__(self, stack: ExitStack, program: str, listeners: int, talkers: int) -> None:
         core, own = cores()
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="spaces-bench-"))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._server: tuple[str, int] = free.getsockname()
+        self._server = free_address(socket.SOCK_STREAM)
         # Without a name it would give up root for a user who may not read the folder.
         user = "root" if os.geteuid() == 0 else ""
         settings = Path(folder, "mumble.ini")
@@ -425,80 +422,43 @@ class _Room:
 
     def measure(self, ticks: int, speech: Sequence[Sequence[bytes]]) -> dict[str, Any]:
         listeners, talkers = self._listeners, self._talkers
-        slot_ns = TICK_NS // talkers  # the talkers take turns within the 20 ms
         tally = Tally(listeners)
         sample: list[tuple[int, int, bytes]] = []  # when (ns), listener, datagram
         sent_ns: list[int] = []
-        late_ns: list[int] = []
-        busy_ns = 0
-        cpu_s: float | None = None
-        dropped = self._addresses.dropped()
-        start_ns = time.monotonic_ns() + TICK_NS
-        begin_ns = start_ns + WARM_UP_TICKS * TICK_NS
-        end_ns = begin_ns + ticks * TICK_NS
-        while (now_ns := time.monotonic_ns()) < end_ns:
-            if now_ns >= begin_ns and cpu_s is None:
-                tally.begin()
-                cpu_s = -self._process.cpu_s()
-                busy_ns = 0
-                late_ns.clear()
-            step, who = divmod(len(sent_ns), talkers)
-            due_ns = start_ns + step * TICK_NS + who * slot_ns
-            if now_ns >= due_ns:
-                late_ns.append(now_ns - due_ns)
-                sent_ns.append(now_ns)
-                packet = voice(2 * step, _said(speech, who, step))
-                number = listeners + who
-                datagram = self._users[number].seal.seal(packet)
-                self._addresses.send(number, datagram, self._server)
-            else:
-                batch = self._addresses.receive()
-                if batch is None:
-                    continue
-                data, lengths, numbers = batch
-                if talkers > 1:  # who hear each other, and are not counted
-                    data, lengths, numbers = _only(numbers < listeners, batch)
-                tally.count(numbers, data[:, 0].astype(np.int64), bits=8)
-                few = rows(_only(numbers < SAMPLED, (data, lengths, numbers)))
-                sample.extend((now_ns, number, datagram) for number, datagram in few)
-            busy_ns += time.monotonic_ns() - now_ns
-        assert cpu_s is not None
-        cpu_s += self._process.cpu_s()
-        dropped = self._addresses.dropped() - dropped
-        seconds = ticks * TICK_NS / 1e9
-        expected = listeners * talkers * ticks
-        delivered = tally.delivered
-        busy = busy_ns / (ticks * TICK_NS)
-        late_ms = float(np.percentile(late_ns, 99)) / 1e6
+
+        def say(turn: int, now_ns: int) -> None:
+            step, who = divmod(turn, talkers)
+            sent_ns.append(now_ns)
+            number = listeners + who
+            packet = voice(2 * step, _said(speech, who, step))
+            self._addresses.send(number, self._users[number].seal.seal(packet), self._server)
+
+        def hear(batch: Batch, now_ns: int) -> None:
+            if talkers > 1:  # who hear each other, and are not counted
+                batch = _only(batch[2] < listeners, batch)
+            data, _, numbers = batch
+            tally.count(numbers, data[:, 0].astype(np.int64), bits=8)
+            few = rows(_only(numbers < SAMPLED, batch))
+            sample.extend((now_ns, number, datagram) for number, datagram in few)
+
+        window = take_turns(
+            self._process,
+            self._addresses,
+            ticks * TICK_NS / 1e9,
+            TICK_NS / talkers,  # they take turns within the 20 ms
+            begin=tally.begin,
+            say=say,
+            hear=hear,
+        )
         delays_ms, wrong = self._open(sample, sent_ns, speech)
-        reasons = [
-            text
-            for text, there in (
-                (f"the generator was busy {busy:.0%} of the time", busy > MAX_BUSY),
-                (
-                    f"the talkers' packets left {late_ms:.1f} ms late (p99)",
-                    late_ms > MAX_LATENESS_MS,
-                ),
-                (f"the generator's sockets dropped {dropped} datagrams", dropped > 0),
-                (f"{wrong} of {len(sample)} datagrams opened are not what was said", wrong > 0),
-                ("some listeners heard nothing", not tally.delivered_by_stream.all()),
-            )
-            if there
-        ]
-        return {
-            "seconds": seconds,
-            "expected": expected,
-            "delivered": delivered,
-            "loss": max(0.0, 1 - delivered / expected),
-            "cpu_us_per_packet": 1e6 * cpu_s / max(1, delivered),
-            "cpu_us_per_listener_tick": 1e6 * cpu_s / (listeners * ticks),
-            "server_cpu": cpu_s / seconds,
-            "delay_ms": float(np.median(delays_ms)) if delays_ms else None,
-            "generator_busy": busy,
-            "generator_lateness_ms": late_ms,
-            "valid": not reasons,
-            "reason": "; ".join(reasons),
-        }
+        return window.figures(
+            listeners * talkers * ticks,
+            tally.delivered,
+            listeners * ticks,
+            float(np.median(delays_ms)) if delays_ms else None,
+            (wrong > 0, f"{wrong} of {len(sample)} datagrams opened are not what was said"),
+            (not tally.delivered_by_stream.all(), "some listeners heard nothing"),
+        )
 
     def _open(
         self,

@@ -45,18 +45,15 @@ from bench.floor import machine
 from bench.peers import janus
 from bench.peers.jamulus import MOST_CLIENTS, Jamulus
 from bench.peers.mumble import Mumble
-from bench.process import ProcessError
+from bench.process import ProcessError, without_collector
+from bench.search import TRY_S, UnmeasurableError, search, trouble_in
 from bench.show import json_option
 from bench.speech import encode_speech
 from spaces_client.audio import AudioError
 from spaces_server import AGENT
 
-MAX_LOSS = 0.005
-CLOSE_ENOUGH = 0.08
-STEP = 1.5
-TRIES = 10
 LAST_TRIES = 3
-TRY_S = 3.0
+STEP_BACK = 0.04  # from one of them to the next, of the audience
 TICKS_A_SECOND = 50
 
 OURS, OURS_IN_CROWD, FLOOR = "spaces", "spaces-crowd", "floor"
@@ -146,38 +143,6 @@ def candidates(folder: Path | None = None) -> list[Candidate]:
     ]
 
 
-class UnmeasurableError(Exception):
-    """Not even a few listeners; the text says why."""
-
-
-def search(trouble_with: Callable[[int], str], start: int, most: int) -> tuple[int, str]:
-    """-> (the largest audience without trouble, within 8 %, what the trouble was with the next).
-
-    trouble_with: tries an audience; '' if all is well.  Goes up or down from `start` in steps of
-    one and a half until there is one of each kind, then bisects.  Raises UnmeasurableError.
-    """
-    good, bad, limit = 0, 0, ""
-    count = min(start, most)
-    for _ in range(TRIES):
-        if trouble := trouble_with(count):
-            bad, limit = count, trouble
-        else:
-            good = count
-        if good == most:
-            return good, f"it has room for no more than {most} listeners"
-        if bad and bad - good <= max(1, CLOSE_ENOUGH * good):
-            break
-        if not bad:
-            count = min(most, round(good * STEP))
-        elif not good:
-            count = round(bad / STEP)
-        else:
-            count = (good + bad) // 2
-    if not good:
-        raise UnmeasurableError(limit)
-    return good, limit
-
-
 def measure(
     talkers: Sequence[int] = (1, 4),
     seconds: float = 10.0,
@@ -248,7 +213,7 @@ def _measure(
         if not (find and trouble):
             break
         # What was carried only just, and for a short time.
-        listeners = max(1, round(listeners * (1 - CLOSE_ENOUGH / 2)))
+        listeners = max(1, round(listeners * (1 - STEP_BACK)))
     if figures is None:
         return {**nothing, "reason": trouble}
     return {**figures, "stopped_by": limit}
@@ -259,15 +224,12 @@ def _attempt(
 ) -> tuple[Figures | None, str]:
     """-> (the figures if there are any, what is wrong with them or why there are none)."""
     gc.collect()
-    gc.disable()  # a look at thousands of connections would make the talkers late
     try:
-        figures = peer.measure(listeners, talkers, seconds, speech)
+        with without_collector():
+            figures = peer.measure(listeners, talkers, seconds, speech)
     except (ProcessError, janus.JanusError, AudienceError, OSError) as error:
         return None, str(error)
-    finally:
-        gc.enable()
-    lost = f"{figures['loss']:.1%} of the packets lost" if figures["loss"] >= MAX_LOSS else ""
-    trouble = figures["reason"] or lost  # what the generator loses is not the server's loss
+    trouble = trouble_in(figures)
     return figures, trouble and f"{listeners} listeners: {trouble}"
 
 

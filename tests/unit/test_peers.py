@@ -9,16 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from bench.peers.addresses import Addresses, rows
-from bench.peers.run import (
-    CLOSE_ENOUGH,
-    KEYS,
-    TRIES,
-    UnmeasurableError,
-    candidates,
-    command,
-    measure,
-    search,
-)
+from bench.peers.run import KEYS, candidates, command, measure
+from bench.search import CLOSE_ENOUGH, TRIES, UnmeasurableError, search
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 66, 400, 999, 1_000, 1_001, 1_400, 5_000])
@@ -38,7 +30,7 @@ def test_the_search_finds_the_largest_audience_that_is_carried(limit: int) -> No
 def test_the_search_stops_at_the_room_there_is_and_says_so() -> None:
     assert search(lambda listeners: "", 100, 149) == (
         149,
-        "it has room for no more than 149 listeners",
+        "there is room for no more than 149",
     )
 
 
