@@ -9,7 +9,6 @@ it came in for.
 import contextlib
 import socket
 import struct
-import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -20,7 +19,6 @@ from bench.polled import Poller, dropped_by_kernel, udp_socket
 PORTS = 4
 MOST = 1 << 16
 ROOM_BYTES = 1500
-REST_NS = 500_000
 
 IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
 IN_PKTINFO = struct.Struct("@I4s4s")  # interface, our address, the address a datagram came in for
@@ -62,7 +60,6 @@ class Addresses(Poller):
         headers["control"] = self._control.ctypes.data + np.arange(rows) * CONTROL_BYTES
         self._control_lengths = headers["controllen"]
         self._control_lengths[:] = CONTROL_BYTES
-        self._rests_until_ns = 0
 
     @staticmethod
     def _packed(number: int) -> bytes:
@@ -78,19 +75,11 @@ class Addresses(Poller):
 
     def receive(self) -> Batch | None:
         """Asks every socket; -> data (n, ROOM_BYTES), lengths (n,), whose they are (n,), valid
-        until the next call, or None if nothing was there.  Raises OSError.
-
-        After a call that brought something it rests: looking at the datagrams of a burst one by one
-        would cost more than all the rest.  What comes first after a silence is seen at once.
-        """
-        now_ns = time.monotonic_ns()
-        if now_ns < self._rests_until_ns:
-            return None
+        until the next call, or None if nothing was there.  Raises OSError."""
         batch = self.poll_all()
         if batch is None:
             return None
         data, lengths = batch
-        self._rests_until_ns = now_ns + REST_NS
         self._control_lengths[: len(lengths)] = CONTROL_BYTES  # the call overwrote them
         last_two = self._last_two[: len(lengths)].astype(np.intp)
         return data, lengths, last_two[:, 0] << 8 | last_two[:, 1]

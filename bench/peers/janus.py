@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from bench.peers import rtp
 from bench.peers.heard import PACKET_SAMPLES, Speech, decode
 from bench.peers.window import Window, late_p99_ms
-from bench.polled import Poller, Tally, dropped_by_kernel, udp_socket
+from bench.polled import ROUND_NS, Poller, Tally, dropped_by_kernel, rest, udp_socket
 from bench.process import Process, ProcessError, cores, pinned
 from bench.search import MAX_LOSS
 from protocol.opus import OpusError
@@ -264,7 +264,7 @@ class _Talker:
 
 
 class _People:
-    """Talkers who speak and listeners whose packets are counted, in one loop that never waits."""
+    """Talkers who speak and listeners whose packets are counted, in one loop."""
 
     def __init__(
         self, stack: ExitStack, control: Control, listeners: int, a_socket: int, *, by_ssrc: bool
@@ -339,32 +339,33 @@ class _People:
         start_ns = now_ns = time.monotonic_ns()
         count_ns = start_ns + PACKET_NS
         while now_ns < start_ns + int(seconds * 1e9):
-            busy = self._speak(now_ns) | self._listen(now_ns)
+            self._speak(now_ns)
+            self._listen()
             if now_ns >= count_ns:
                 count_ns += PACKET_NS
                 self._count()
                 self._news += self._control.skip_news()
-                busy = True
-            then_ns, now_ns = now_ns, time.monotonic_ns()
-            if busy:
-                self._busy_ns += now_ns - then_ns
+            self._busy_ns += time.monotonic_ns() - now_ns
+            due_ns = min((talker.due_ns for talker in self.talkers), default=count_ns)
+            rest(min(due_ns, now_ns + ROUND_NS))
+            now_ns = time.monotonic_ns()
         self._count()
 
-    def _speak(self, now_ns: int) -> bool:
+    def _speak(self, now_ns: int) -> None:
         due = [talker for talker in self.talkers if talker.due_ns <= now_ns]
         for talker in due:
             self._lateness_ns.append(now_ns - talker.due_ns)
             self._speaking.sendto(talker.next_packet(now_ns), talker.address)
-        return bool(due)
 
-    def _listen(self, now_ns: int) -> bool:
-        batch = self._poller.poll()
-        if batch is None:
-            return False
-        which, data, lengths = batch
-        if which < len(self._sockets):
-            self._inbox.append((now_ns, which, data.copy(), lengths))
-        return True
+    def _listen(self) -> None:
+        """Asks every socket."""
+        for _ in range(len(self._sockets) + 1):
+            batch = self._poller.poll()
+            if batch is None:
+                continue
+            which, data, lengths = batch
+            if which < len(self._sockets):
+                self._inbox.append((time.monotonic_ns(), which, data.copy(), lengths))
 
     def _count(self) -> None:
         """Looks at what has come: all of a tick at once, since Janus's packets come one by one."""

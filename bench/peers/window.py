@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.audience import MAX_BUSY, MAX_LATENESS_MS
 from bench.peers.addresses import Addresses, Batch
+from bench.polled import ROUND_NS, rest
 from bench.process import Process
 
 WARM_UP_S = 1.0
@@ -102,17 +103,17 @@ def take_turns(
             before_s = server.cpu_s()
             busy_ns = 0
             late_ns.clear()
-        due_ns = start_ns + round(turn * interval_ns)
-        if now_ns >= due_ns:
-            late_ns.append(now_ns - due_ns)
-            say(turn, now_ns)
+        round_ns, said_ns = now_ns + ROUND_NS, now_ns
+        while (due_ns := start_ns + round(turn * interval_ns)) <= said_ns < round_ns:
+            late_ns.append(said_ns - due_ns)
+            say(turn, said_ns)
             turn += 1
+            said_ns = time.monotonic_ns()
         batch = addresses.receive()
         if batch is not None:
-            hear(batch, now_ns)
-        elif now_ns < due_ns:
-            continue
+            hear(batch, said_ns)
         busy_ns += time.monotonic_ns() - now_ns
+        rest(min(due_ns, round_ns))
     assert before_s is not None
     return Window(
         seconds=seconds,
