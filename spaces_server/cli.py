@@ -7,7 +7,6 @@ take a second to import, and `spaces-server admin` has no use for them.
 import contextlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -287,17 +286,6 @@ def run(
         raise click.ClickException(str(error)) from error
 
 
-def _run_before_others() -> None:
-    """A tick that waits for other programs is late for all listeners: real-time scheduling, where
-    the system has it and lets us (root, CAP_SYS_NICE, systemd's CPUSchedulingPolicy=rr).  And
-    threads pass the interpreter on ten times as often as by default: the one that sends needs it
-    for a moment before each batch, while the tick's seals the next."""
-    sys.setswitchinterval(SWITCH_S)
-    with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        log.info("ticks run with real-time priority")
-
-
 async def _serve(
     new_server: Callable[[], "Server"],
     key: bytes,
@@ -308,7 +296,9 @@ async def _serve(
     qr: bool | None,
 ) -> None:
     """key: the server's public key."""
-    _run_before_others()
+    # Threads pass the interpreter on ten times as often as by default: the one that sends needs it
+    # for a moment before each batch, while the tick's thread seals the next.
+    sys.setswitchinterval(SWITCH_S)
     server = new_server()
     skeleton("spaces")  # reads the table of lookalikes: 60 ms that no tick should wait for
     await server.start(host, port)

@@ -21,6 +21,7 @@ from protocol.connection import MS
 from spaces_server.gauge import gauge
 from spaces_server.governor import TICK_NS, Governor
 from spaces_server.mixer.source import FRAME_SAMPLES
+from spaces_server.net.priority import Priority
 from spaces_server.net.ticker import Ticker
 from spaces_server.net.transport import Batch, Transport, host_of, open_transport
 from spaces_server.node import Limits, Node
@@ -84,6 +85,9 @@ class Server:
             log=log.info,
         )
         self._limits = limits
+        self._priority = Priority()
+        if self._priority.real_time:
+            log.info("ticks run with real-time priority")
         self._encoding_ns = 0  # since the last tick
         self._busy_ns = 0
         self.failure: BaseException | None = None
@@ -209,6 +213,7 @@ class Server:
             self._report()
         took_ns = time.monotonic_ns() - now_ns
         self.node.ticked(took_ns, self._encoding_ns, self._busy_ns + took_ns, now_ns)
+        self._priority.ticked(self._busy_ns + took_ns, now_ns)
         self._encoding_ns = self._busy_ns = 0
 
     def _work(self) -> None:
