@@ -8,6 +8,7 @@ A control datagram's plaintext is a row of chunks, each `kind u8 | length u16 | 
     PING   token, 8 bytes: answer this
     PONG   token, 8 bytes | status u32: the number of the newest update of the peer's feed
     CLOSE  code u16 | text, UTF-8: the session is over
+    REPORT expected u16 | lost u16 | bursts u16: how many media datagrams came lately, or did not
     PAD    zeros
 
 Unknown chunks are skipped.  The order of checks is always the same: open, *then* the replay
@@ -30,6 +31,7 @@ from protocol.packets import (
     MalformedPacketError,
     unpack_header,
 )
+from protocol.redundancy import Losses, LossMeter
 from protocol.reliable import ChannelError, ReliableChannel
 from protocol.sealing import Opener, Sealer, SessionKeys
 
@@ -47,11 +49,14 @@ DRAIN_NS = 3_000 * MS  # a closed session still answers the peer's CLOSE for thi
 TOKEN_BYTES = 8
 MAX_CLOSE_TEXT_BYTES = 200
 MAX_QUEUED_PONGS = 4
+REPORT_NS = 1_000 * MS  # between two reports
+REPORTS_AFTER_LOSS = 60  # for the sender to see that nothing is lost any more
 
 _CHUNK = struct.Struct(">BH")
 _PONG = struct.Struct(f">{TOKEN_BYTES}sI")
 _PONG_CHUNK = struct.Struct(f">BH{TOKEN_BYTES}sI")
 _CODE = struct.Struct(">H")
+_REPORT = struct.Struct(">HHH")
 
 
 class Chunk(IntEnum):
@@ -61,6 +66,7 @@ class Chunk(IntEnum):
     PING = 0x03
     PONG = 0x04
     CLOSE = 0x05
+    REPORT = 0x06
 
 
 class CloseCode(IntEnum):
@@ -115,7 +121,14 @@ class Closed:
     by_peer: bool
 
 
-Event = Message | Media | Roamed | Pong | Closed
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What the peer has lost lately of the media that it was sent."""
+
+    losses: Losses
+
+
+Event = Message | Media | Roamed | Pong | Closed | Reported
 
 
 class State(Enum):
@@ -150,12 +163,16 @@ class Connection:
         "_entropy",
         "_heard_ns",
         "_keep_alive",
+        "_meter",
         "_ping_due",
         "_ping_pad_bytes",
         "_ping_repeated",
         "_ping_token",
         "_pinged_ns",
         "_pongs",
+        "_report",
+        "_report_ns",
+        "_reports_left",
         "address",
         "credit_bytes",
         "dropped",
@@ -197,6 +214,10 @@ class Connection:
         self._ping_due = False
         self._ping_pad_bytes = 0
         self._pongs: tuple[bytes, ...] = ()  # the tokens of pings not answered yet
+        self._meter: LossMeter | None = None  # of what comes by the media chain
+        self._report = b""  # to be sent
+        self._report_ns = now_ns
+        self._reports_left = 0
         self._close_body = b""
         self._closed_by_peer = False
         self._closes_left = 0
@@ -245,6 +266,7 @@ class Connection:
         if kind != Kind.CONTROL:
             if self.state is State.OPEN:
                 events.append(Media(kind, counter, plaintext))
+                self._measure(counter, now_ns)
             return events
         try:
             self._receive_chunks(plaintext, address, now_ns, events)
@@ -253,6 +275,29 @@ class Connection:
                 self.close(CloseCode.PROTOCOL, str(error), now_ns)
                 events.append(Closed(CloseCode.PROTOCOL, str(error), by_peer=False))
         return events
+
+    def _measure(self, counter: int, now_ns: int) -> None:
+        """Counts a media datagram; a report is due each second while any are lost, and for a
+        while after."""
+        if self._meter is None:
+            self._meter = LossMeter(counter)
+            self._report_ns = now_ns + REPORT_NS
+            return
+        self._meter.count(counter)
+        if now_ns < self._report_ns:
+            return
+        self._report_ns = now_ns + REPORT_NS
+        losses = self._meter.take()
+        if losses.lost:
+            self._reports_left = REPORTS_AFTER_LOSS
+        if self._reports_left:
+            self._reports_left -= 1
+            self._report = _REPORT.pack(*(min(count, 0xFFFF) for count in losses))
+
+    @property
+    def reporting(self) -> bool:
+        """Whether a report waits to be sent."""
+        return bool(self._report)
 
     def _receive_chunks(
         self, plaintext: bytes, address: bytes, now_ns: int, events: list[Event]
@@ -286,6 +331,11 @@ class Connection:
                     if rtt_ns is not None:
                         self._channel.observe_rtt(rtt_ns)
                     events.append(Pong(self._asked_ns, rtt_ns, status))
+            elif kind == Chunk.REPORT:
+                losses = Losses(*_REPORT.unpack(body))
+                if not losses.bursts <= losses.lost <= losses.expected:
+                    raise ChannelError("a REPORT of more losses than datagrams")
+                events.append(Reported(losses))
             elif kind == Chunk.CLOSE:
                 (code,) = _CODE.unpack_from(body)
                 if self.state is State.OPEN:
@@ -418,7 +468,8 @@ class Connection:
         return datagrams
 
     def _has_output(self, now_ns: int) -> bool:
-        return self._ping_due or bool(self._pongs) or self._channel.has_output(now_ns)
+        waiting = self._ping_due or self._pongs or self._report
+        return bool(waiting) or self._channel.has_output(now_ns)
 
     def _gather(self, now_ns: int, room: int) -> bytes:
         """Fills one datagram: pings and pongs, the acknowledgement, then as much data as fits."""
@@ -432,6 +483,9 @@ class Connection:
             self._pongs = tuple(others)
             status = self.status() & 0xFFFFFFFF
             plaintext += _PONG_CHUNK.pack(Chunk.PONG, _PONG.size, token, status)
+        if self._report and len(plaintext) + _CHUNK.size + _REPORT.size <= room:
+            plaintext += _chunk(Chunk.REPORT, self._report)
+            self._report = b""
         # Not while an address that is to be proven holds it up.
         channel = self._channel
         if room == MAX_PLAINTEXT_BYTES and not channel.idle:

@@ -4,10 +4,17 @@ Positions are RTP timestamps (48 kHz samples), never packet counts, so packets o
 and losses all fit one time line. The buffer holds packets and knows times; it never touches audio:
 `next` says what to do and `playout` does it.
 
-One quantity steers everything: the *margin*, how long after the path's quickest packets the sample
-at the cursor plays. A packet is in time if its relative delay is at most the margin; so a talkspurt
-starts as soon as the margin reaches the target, a high quantile of the relative delays seen.
-(After WebRTC's NetEQ: relative delay, forgetting histogram, decisions apart from decoding.)
+One quantity steers everything: the *margin*, how long after the path's quickest packets a sample
+is needed. A frame is in time if its relative delay is at most the margin. So a margin has a cost:
+itself, and the share of frames that come later than it, each per cent of which is worth
+LOSS_MS_PER_PERCENT. The buffer starts a talkspurt as soon as no later pull would be cheaper, and
+while it plays it stretches or shortens the sound towards the cheapest margin.
+
+A frame may come by several ways: its own packet, a copy in a later one, the in-band FEC of the
+next. The first of them is when it came. So the buffer waits for copies exactly as far as that is
+worth it, and not at all where nothing is lost.
+(After WebRTC's NetEQ: relative delay, forgetting histogram, its optimizer's cost of a loss,
+decisions apart from decoding.)
 """
 
 from __future__ import annotations
@@ -34,15 +41,23 @@ MS: Final = 1_000_000  # ns
 MAX_PACKETS: Final = 128
 MAX_SPAN_SAMPLES: Final = 96_000  # 2 s; a timestamp further off than this is a jump
 MAX_JUMP_NS: Final = 2_000 * MS
-TARGET_FLOOR_NS: Final = 5 * MS
-TARGET_CEILING_NS: Final = 500 * MS
-STEP_SAMPLES: Final = 960  # 20 ms, the usual frame and pull: concealed and taken back at a time
+STEP_SAMPLES: Final = 960  # 20 ms, the usual frame and pull: concealed at a time
 MAX_CONCEALED_SAMPLES: Final = 4_800  # 100 ms in a row: libopus has faded by then
-SURPLUS_SLACK_NS: Final = 10 * MS  # or a late packet and a skip would take turns for ever
-CALM_SLACK_NS: Final = 5 * MS  # while no packet was late for CALM_NS
-CALM_NS: Final = 10_000 * MS
-SURPLUS_PATIENCE_NS: Final = 1_000 * MS
-SKIP_INTERVAL_NS: Final = 200 * MS
+REMEMBERED: Final = 256  # timestamps of frames that have come
+
+MAX_MARGIN_MS: Final = 512
+FIRST_MARGIN_MS: Final = 10  # while next to nothing is known of a path
+FIRST_FRAMES: Final = 10
+LOSS_MS_PER_PERCENT: Final = 20
+# Copies are sent because frames are missing: not to wait for them would waste them.
+COPIED_LOSS_MS_PER_PERCENT: Final = 100
+# Next to no frame should be late where that is cheap: one in a thousand costs as much as this.
+RARE_MS: Final = 6
+RARE_SHARE: Final = 1e-3
+GUARD_MS: Final = 2  # beyond the latest that was seen
+WORTH_MS: Final = 3  # what a move must save: or sound would be stretched for nothing
+STRETCH_INTERVAL_NS: Final = 40 * MS
+URGENT_NS: Final = 60 * MS  # with so much to take back, each frame is shortened
 MAX_SURPLUS_NS: Final = 500 * MS
 
 
@@ -57,6 +72,8 @@ class Operation(NamedTuple):
     """What the decoder is to do for `samples` samples, starting at `timestamp` (unwrapped).
 
     first: a talkspurt begins, whose encoder was reset, so the decoder is to be reset before.
+    stretch: what is decoded is to be shorter by up to so many samples (negative), or longer
+    (positive), if that can be done unheard.
     """
 
     action: Action
@@ -64,6 +81,7 @@ class Operation(NamedTuple):
     payload: bytes | None
     timestamp: int
     first: bool = False
+    stretch: int = 0
 
 
 class Verdict(Enum):
@@ -90,10 +108,13 @@ class JitterStats:
     corrupt: int = 0  # packets that the decoder refused
     decoded: int = 0
     recovered_fec: int = 0
+    recovered_copy: int = 0  # of `decoded`, those that came as a copy
     concealed_samples: int = 0
     dropped: int = 0  # packets in time that were given up: overlapped, or to take back delay
     talkspurts: int = 0
-    target_ns: int = TARGET_FLOOR_NS
+    shortened_samples: int = 0
+    lengthened_samples: int = 0
+    target_ns: int = FIRST_MARGIN_MS * MS  # the cheapest margin
     delay_ns: int = 0  # how long after the path's minimum the last packet played
 
 
@@ -103,9 +124,11 @@ class _Packet(NamedTuple):
     samples: int
     first: bool
     last: bool
+    copy: bool
 
 
 _timestamp = attrgetter("timestamp")
+_MARGINS_MS = np.arange(MAX_MARGIN_MS + 1, dtype=np.float64)
 
 
 def _duration_ns(samples: int) -> int:
@@ -113,30 +136,33 @@ def _duration_ns(samples: int) -> int:
 
 
 class PathDelay:
-    """The path's quickest transit, and how much later the bulk of the packets comes.
+    """The path's quickest transit, and what each margin above it costs.
 
     Transit is arrival minus timestamp: the sender's clock starts anywhere, so only differences of
     it mean something. The minimum slides over the last ten seconds and so follows clock drift and
-    changes of route; after a longer pause it starts anew, for the clocks have drifted meanwhile.
-    How far the packets spread above it stays known.
+    changes of route; how far the frames spread above it stays known.
     """
 
-    BIN_NS: Final = 2_500_000
-    BINS: Final = TARGET_CEILING_NS // BIN_NS
-    QUANTILE: Final = 0.97
-    MEMORY_PACKETS: Final = 100
+    MEMORY_FRAMES: Final = 130
+    RARE_MEMORY_FRAMES: Final = 1_500
     WINDOW_NS: Final = 10_000 * MS
     SLICE_NS: Final = 1_000 * MS  # the window moves in steps of this
 
     def __init__(self) -> None:
         self._minima: deque[tuple[int, int]] = deque()  # (start of a slice, its least transit)
-        self._histogram = np.zeros(self.BINS)
-        self._packets = 0
+        # Of relative delays, a bin each ms, backwards: of the last frames, and of many.
+        self._seen = np.zeros((2, MAX_MARGIN_MS))
+        self._weights = np.zeros((2, 1))
+        self._origin_ns = 0  # the transit at which the first bin begins
+        self._late = np.zeros((2, MAX_MARGIN_MS + 1))  # backwards: shares in the last i bins
         self.base_ns: int | None = None
         self.latest_ns = 0  # relative delay of the last packet, whatever it is
-        self.target_ns = TARGET_FLOOR_NS
+        self.frames = 0
+        self.copied: int | None = None  # how many frames had come when one came as a copy
+        self.cost_ms = _MARGINS_MS  # shape (MAX_MARGIN_MS + 1,): of each margin in ms
 
-    def record(self, arrival_ns: int, transit_ns: int) -> None:
+    def record_packet(self, arrival_ns: int, transit_ns: int) -> None:
+        """A packet has come by the path."""
         minima = self._minima
         while minima and arrival_ns - minima[0][0] >= self.WINDOW_NS:
             minima.popleft()
@@ -144,16 +170,56 @@ class PathDelay:
             minima.append((arrival_ns, transit_ns))
         elif transit_ns < minima[-1][1]:
             minima[-1] = (minima[-1][0], transit_ns)
-        self.base_ns = min(least_ns for _, least_ns in minima)
-        self.latest_ns = transit_ns - self.base_ns
+        base_ns = min(least_ns for _, least_ns in minima)
+        if self.base_ns is None:
+            self._origin_ns = base_ns
+        self.base_ns = base_ns
+        self.latest_ns = transit_ns - base_ns
+        moved = round((base_ns - self._origin_ns) / MS)
+        if moved:
+            self._move(moved)
 
-        # Until the memory is full all packets weigh the same: the first few already count.
-        self._packets = min(self._packets + 1, self.MEMORY_PACKETS)
-        weight = 1 / self._packets
-        self._histogram *= 1 - weight
-        self._histogram[min(self.latest_ns // self.BIN_NS, self.BINS - 1)] += weight
-        reached = int(self._histogram.cumsum().searchsorted(self.QUANTILE))
-        self.target_ns = min(max((reached + 1) * self.BIN_NS, TARGET_FLOOR_NS), TARGET_CEILING_NS)
+    def _move(self, bins: int) -> None:
+        """The minimum is another one: what was seen lies elsewhere above it."""
+        moved = np.clip(np.arange(MAX_MARGIN_MS) + bins, 0, MAX_MARGIN_MS - 1)
+        self._seen = np.array([np.bincount(moved, seen, MAX_MARGIN_MS) for seen in self._seen])
+        self._origin_ns += bins * MS
+
+    def record_frame(self, transit_ns: int) -> None:
+        """A frame has come for the first time, in whatever packet."""
+        assert self.base_ns is not None
+        # Until the memory is full all frames weigh the same: the first few already count.
+        self.frames = frames = self.frames + 1
+        weights = self._weights
+        weights[0] = 1 / min(frames, self.MEMORY_FRAMES)
+        weights[1] = 1 / min(frames, self.RARE_MEMORY_FRAMES)
+        self._seen *= 1 - weights
+        at = min(max((transit_ns - self.base_ns) // MS, 0), MAX_MARGIN_MS - 1)
+        self._seen[:, MAX_MARGIN_MS - 1 - at] += weights[:, 0]
+        np.cumsum(self._seen, axis=1, out=self._late[:, 1:])
+        late, rarely = self._late[:, ::-1]
+        copied = self.copied is not None and frames - self.copied <= self.MEMORY_FRAMES
+        loss_ms = COPIED_LOSS_MS_PER_PERCENT if copied else LOSS_MS_PER_PERCENT
+        self.cost_ms = _MARGINS_MS + 100 * loss_ms * late
+        self.cost_ms[GUARD_MS:] += np.minimum(rarely[:-GUARD_MS] * (RARE_MS / RARE_SHARE), RARE_MS)
+        self.cost_ms[:GUARD_MS] += RARE_MS
+
+    @property
+    def target_ms(self) -> int:
+        """The cheapest margin."""
+        return FIRST_MARGIN_MS if self.frames < FIRST_FRAMES else int(self.cost_ms.argmin())
+
+    def pulls_to_move(self, margin_ns: int, pull_ns: int) -> int:
+        """By how many pulls later (positive) or sooner playing would be cheapest, for a sample that
+        is needed with this margin now; 0 if next to nothing can be saved."""
+        if self.frames < FIRST_FRAMES:
+            return int(margin_ns < FIRST_MARGIN_MS * MS)
+        here = min(max(margin_ns, 0), MAX_MARGIN_MS * MS)
+        sooner = here // pull_ns
+        margins_ns = np.arange(here - sooner * pull_ns, MAX_MARGIN_MS * MS + 1, pull_ns)
+        costs = self.cost_ms[margins_ns // MS]
+        best = int(costs.argmin())
+        return 0 if costs[best] + WORTH_MS >= costs[sooner] else best - sooner
 
 
 class JitterBuffer:
@@ -167,13 +233,12 @@ class JitterBuffer:
     def _clear(self) -> None:
         self._packets: list[_Packet] = []  # by timestamp, none twice
         self._path = PathDelay()
+        self._came: dict[int, bool] = {}  # timestamps of the last frames; False: as FEC alone
         self._cursor: int | None = None  # the next sample to play; what lies before it is late
         self._playing = False
         self._waited_samples = 0  # concealed at the cursor, in the hope that its packet comes
         self._concealed_run_samples = 0
-        self._surplus_since_ns: int | None = None
-        self._last_skip_ns = 0
-        self._trouble_ns: int | None = None  # when a packet was last late, or missing when needed
+        self._stretched_ns = -STRETCH_INTERVAL_NS
 
     @property
     def sounding(self) -> bool:
@@ -195,8 +260,13 @@ class JitterBuffer:
         *,
         first: bool = False,
         last: bool = False,
+        copy: bool = False,
     ) -> Verdict:
-        """Take one packet: `timestamp` of its first sample (u32), `first`/`last` of a talkspurt."""
+        """Take one packet: `timestamp` of its first sample (u32), `first`/`last` of a talkspurt.
+
+        copy: it was in an earlier packet already, and comes once more with a later one, which is to
+        be inserted before it.
+        """
         stats = self.stats
         try:
             samples = packet_samples(payload)
@@ -209,25 +279,39 @@ class JitterBuffer:
         transit_ns = now_ns - _duration_ns(unwrapped)
         verdict = Verdict.ACCEPTED
         if self._jumps(unwrapped, transit_ns):
+            if copy:
+                return Verdict.LATE
             self._clear()
             stats.reset += 1
             verdict = Verdict.RESET
-
-        packets = self._packets
-        place = bisect_left(packets, unwrapped, key=_timestamp)
-        if place < len(packets) and packets[place].timestamp == unwrapped:
-            stats.duplicate += 1
+        path = self._path
+        if copy and path.base_ns is None:
+            return Verdict.LATE
+        if self._came.get(unwrapped):
+            stats.duplicate += not copy
             return Verdict.DUPLICATE
-        self._newest = unwrapped
-        self._path.record(now_ns, transit_ns)
-        stats.target_ns = self._path.target_ns
+        if not copy:
+            self._newest = unwrapped
+            path.record_packet(now_ns, transit_ns)
+        if copy:
+            path.copied = path.frames
+        if unwrapped not in self._came:
+            path.record_frame(transit_ns)
+        self._remember(unwrapped, whole=True)
+        if not copy and not first and packet_has_fec(payload):
+            before = unwrapped - packet_frame_samples(payload)
+            if before not in self._came:
+                self._remember(before, whole=False)
+                path.record_frame(now_ns - _duration_ns(before))
+        stats.target_ns = path.target_ms * MS
         if self._cursor is not None and unwrapped < self._cursor:
-            stats.late += 1
-            self._trouble_ns = now_ns
+            stats.late += not copy
             return Verdict.LATE
 
         stats.accepted += 1
-        packets.insert(place, _Packet(unwrapped, payload, samples, first, last))
+        packets = self._packets
+        place = bisect_left(packets, unwrapped, key=_timestamp)
+        packets.insert(place, _Packet(unwrapped, payload, samples, first, last, copy))
         while (
             len(packets) > MAX_PACKETS
             or packets[-1].timestamp - packets[0].timestamp > MAX_SPAN_SAMPLES
@@ -236,6 +320,11 @@ class JitterBuffer:
             stats.overflow += 1
             verdict = Verdict.OVERFLOW
         return verdict
+
+    def _remember(self, timestamp: int, *, whole: bool) -> None:
+        self._came[timestamp] = whole
+        if len(self._came) > REMEMBERED:
+            del self._came[next(iter(self._came))]
 
     def _jumps(self, timestamp: int, transit_ns: int) -> bool:
         base_ns = self._path.base_ns
@@ -250,39 +339,41 @@ class JitterBuffer:
 
     # -- decisions out
 
-    def next(self, now_ns: int, needed_samples: int = STEP_SAMPLES) -> Operation:
+    def next(
+        self, now_ns: int, needed_samples: int = STEP_SAMPLES, filled_samples: int = 0
+    ) -> Operation:
         """What the decoder is to do next, called whenever the output needs more samples.
 
-        `needed_samples` is how many the caller still needs at this moment. What is taken in one
-        block has to be there in one go, so short packets are held until they fill it. The operation
-        may yield more or fewer samples than needed; SILENCE yields as many as needed.
+        `needed_samples` is how many the caller still needs at this moment, after those that it has
+        already for this pull. What is taken in one block has to be there in one go, so short
+        packets are held until they fill it. The operation may yield more or fewer samples than
+        needed; SILENCE yields as many as needed.
         """
-        self._discard_overtaken(now_ns, needed_samples)
+        pull_ns = _duration_ns(needed_samples + filled_samples)
+        self._discard_overtaken(now_ns, needed_samples, pull_ns)
         if self._packets and self._hopeless(now_ns, self._packets[0], needed_samples):
             self._stop()
         if not self._playing:
-            return self._start(now_ns, needed_samples)
+            return self._start(now_ns, needed_samples, filled_samples)
         if not self._packets:
-            self._trouble_ns = now_ns
             return self._wait(needed_samples)
         head = self._packets[0]
         assert self._cursor is not None
         missing_samples = head.timestamp - self._cursor - self._waited_samples
         if missing_samples <= 0:
-            return self._play(now_ns, needed_samples)
+            return self._play(now_ns, needed_samples, filled_samples)
         if head.first or self._concealed_run_samples >= MAX_CONCEALED_SAMPLES:
             # The gap is a pause (or too long to pretend otherwise): what comes in it is too late.
             self._cursor = head.timestamp
             self._stop()
-            return self._start(now_ns, needed_samples)
+            return self._start(now_ns, needed_samples, filled_samples)
         return self._bridge(head, missing_samples, needed_samples)
 
-    def _discard_overtaken(self, now_ns: int, needed_samples: int) -> None:
+    def _discard_overtaken(self, now_ns: int, needed_samples: int, pull_ns: int) -> None:
         """Drop what the cursor has passed, and late packets that would only have to be taken back.
 
         When packets come after concealment has stood in for them, playing them makes the delay
-        grow. That is right as far as the target asks for it; beyond that they are as good as lost,
-        because a frame would have to go for each of them soon after.
+        grow. That is right as far as it is worth it; beyond that they are as good as lost.
         """
         if self._cursor is None:
             return
@@ -290,60 +381,62 @@ class JitterBuffer:
         while packets and packets[0].timestamp < self._cursor:
             self._drop_head()
         due = self._cursor + self._waited_samples
-        while (
-            packets
-            and packets[0].timestamp < due
-            and self._spare_ns(now_ns, packets[0], needed_samples) > 0
-        ):
+        while packets and packets[0].timestamp < due:
+            margin_ns = self._margin_ns(now_ns, packets[0], needed_samples)
+            surplus_ns = -self._path.pulls_to_move(margin_ns, pull_ns) * pull_ns
+            if surplus_ns < _duration_ns(packets[0].samples):
+                break
             self._drop_head()
 
-    def _start(self, now_ns: int, needed_samples: int) -> Operation:
-        """Between talkspurts: hold the next one until its margin reaches the target."""
+    def _start(self, now_ns: int, needed_samples: int, filled_samples: int) -> Operation:
+        """Between talkspurts: hold the next one until no later pull would be cheaper."""
         packets = self._packets
         path = self._path
         # After a long stall, or when nobody has pulled for a while, what is hopelessly old goes:
         # down to what the path gives now, which may be worse than any target.
         if packets and self._hopeless(now_ns, packets[0], needed_samples):
-            while packets and self._margin_ns(now_ns, packets[0], needed_samples) > _duration_ns(
-                packets[0].samples
-            ) + max(path.target_ns, path.latest_ns):
+            wanted_ns = max(path.target_ms * MS, path.latest_ns)
+            while packets and self._margin_ns(now_ns, packets[0], needed_samples) > wanted_ns + (
+                _duration_ns(packets[0].samples)
+            ):
                 self._drop_head()
-        if not packets or self._margin_ns(now_ns, packets[0], needed_samples) < path.target_ns:
+        if not packets:
+            return self._silence(needed_samples)
+        margin_ns = self._margin_ns(now_ns, packets[0], needed_samples)
+        pull_ns = _duration_ns(needed_samples + filled_samples)
+        if margin_ns < 0 or path.pulls_to_move(margin_ns, pull_ns) > 0:
             return self._silence(needed_samples)
         self._playing = True
         self.stats.talkspurts += 1
         # Even if its first packet was lost: what the decoder remembers is of no use to it.
-        return self._play(now_ns, needed_samples)._replace(first=True)
+        return self._play(now_ns, needed_samples, filled_samples)._replace(first=True)
 
     def _stop(self) -> None:
         self._playing = False
         self._waited_samples = 0
         self._concealed_run_samples = 0
-        self._surplus_since_ns = None
 
     def _silence(self, needed_samples: int) -> Operation:
         return Operation(Action.SILENCE, needed_samples, None, self._cursor or 0)
 
-    def _play(self, now_ns: int, needed_samples: int) -> Operation:
-        """Decode the head of the buffer, or the one after it where there is delay to take back."""
+    def _play(self, now_ns: int, needed_samples: int, filled_samples: int) -> Operation:
+        """Decode the head of the buffer."""
         packet = self._packets[0]
-        if self._takes_back(now_ns, packet, needed_samples):
-            # One frame less. Time-scale modification would go here instead: an operation that
-            # decodes both packets and joins them on a pitch period.
-            self._drop_head()
-            packet = self._packets[0]
-            self._last_skip_ns = now_ns
+        stretch = self._stretch(now_ns, packet, needed_samples, filled_samples)
         del self._packets[0]
+        stats = self.stats
         assert self._path.base_ns is not None
-        self.stats.delay_ns = now_ns - _duration_ns(packet.timestamp) - self._path.base_ns
-        self.stats.decoded += 1
+        stats.delay_ns = now_ns - _duration_ns(packet.timestamp - filled_samples)
+        stats.delay_ns -= self._path.base_ns
+        stats.decoded += 1
+        stats.recovered_copy += packet.copy
         self._cursor = packet.timestamp + packet.samples
         self._waited_samples = 0
         self._concealed_run_samples = 0
         if packet.last:
             self._stop()
         return Operation(
-            Action.DECODE, packet.samples, packet.payload, packet.timestamp, packet.first
+            Action.DECODE, packet.samples, packet.payload, packet.timestamp, packet.first, stretch
         )
 
     def _wait(self, needed_samples: int) -> Operation:
@@ -380,8 +473,39 @@ class JitterBuffer:
 
     # -- delay
 
+    def _stretch(
+        self, now_ns: int, packet: _Packet, needed_samples: int, filled_samples: int
+    ) -> int:
+        """By how much the frame may be shortened (negative) or lengthened.
+
+        A frame that begins within a pull plays later than it is needed; shortening as far as the
+        pull's beginning costs no margin, and lasts if all frames begin there. Beyond that the
+        margin is another one, by a pull.
+        """
+        pull_samples = needed_samples + filled_samples
+        pull_ns = _duration_ns(pull_samples)
+        margin_ns = self._margin_ns(now_ns, packet, needed_samples)
+        whole = packet.samples % pull_samples == 0 or pull_samples % packet.samples == 0
+        if not whole:  # other frames will begin at the end of a pull, and be needed soonest
+            margin_ns -= _duration_ns(needed_samples)
+        surplus_ns = -self._path.pulls_to_move(margin_ns, pull_ns) * pull_ns
+        urgent = surplus_ns >= URGENT_NS
+        if not urgent and now_ns - self._stretched_ns < STRETCH_INTERVAL_NS:
+            return 0
+        if surplus_ns:
+            return -packet.samples if surplus_ns > 0 else packet.samples
+        return -filled_samples if whole else 0
+
+    def stretched(self, samples: int, now_ns: int) -> None:
+        """The last frame has become longer by so many samples, or shorter (negative)."""
+        self._stretched_ns = now_ns
+        if samples > 0:
+            self.stats.lengthened_samples += samples
+        else:
+            self.stats.shortened_samples -= samples
+
     def _margin_ns(self, now_ns: int, packet: _Packet, needed_samples: int) -> int:
-        """How long after the path's quickest packets this one plays, if it does now.
+        """How long after the path's quickest packets this one is needed, if it plays now.
 
         Of packets shorter than what is needed at once, it is the last one needed that counts.
         """
@@ -389,36 +513,9 @@ class JitterBuffer:
         ahead_samples = max(0, needed_samples - packet.samples)
         return now_ns - _duration_ns(packet.timestamp + ahead_samples) - self._path.base_ns
 
-    def _spare_ns(self, now_ns: int, packet: _Packet, needed_samples: int) -> int:
-        """What the margin has to spare if `packet` is skipped.
-
-        At least a step, because pulls alone, being steps, leave up to one above the target.
-        """
-        surplus_ns = self._margin_ns(now_ns, packet, needed_samples) - self._path.target_ns
-        calm = self._trouble_ns is None or now_ns - self._trouble_ns >= CALM_NS
-        slack_ns = CALM_SLACK_NS if calm else SURPLUS_SLACK_NS
-        return surplus_ns - _duration_ns(max(packet.samples, STEP_SAMPLES)) - slack_ns
-
     def _hopeless(self, now_ns: int, packet: _Packet, needed_samples: int) -> bool:
-        wanted_ns = max(self._path.target_ns, self._path.latest_ns)
+        wanted_ns = max(self._path.target_ms * MS, self._path.latest_ns)
         return self._margin_ns(now_ns, packet, needed_samples) > wanted_ns + MAX_SURPLUS_NS
-
-    def _takes_back(self, now_ns: int, packet: _Packet, needed_samples: int) -> bool:
-        """Whether to skip `packet`: for a while there was delay for one of its length to spare."""
-        if self._spare_ns(now_ns, packet, needed_samples) <= 0:
-            self._surplus_since_ns = None
-            return False
-        if self._surplus_since_ns is None:
-            self._surplus_since_ns = now_ns
-        follows = (
-            len(self._packets) > 1
-            and self._packets[1].timestamp == packet.timestamp + packet.samples
-        )
-        return (
-            follows
-            and now_ns - self._surplus_since_ns >= SURPLUS_PATIENCE_NS
-            and now_ns - self._last_skip_ns >= SKIP_INTERVAL_NS
-        )
 
     def _drop_head(self) -> None:
         del self._packets[0]

@@ -182,34 +182,107 @@ class AudioFlag(IntFlag):
 
     FIRST = 0x01  # first packet of a talkspurt: the encoder was reset, so reset the decoder
     LAST = 0x02  # last packet of a talkspurt: silence follows, conceal nothing
+    COPIES = 0x04  # frames of earlier packets come once more, before its own
 
 
-_KNOWN_FLAGS = int(AudioFlag.FIRST | AudioFlag.LAST)
+_FRAME_FLAGS = int(AudioFlag.FIRST | AudioFlag.LAST)
+_KNOWN_FLAGS = int(_FRAME_FLAGS | AudioFlag.COPIES)
 _UPLINK = struct.Struct(">IB")
 _DOWNLINK = struct.Struct(">IBB")
 _AUDIBLE = struct.Struct(">BBH")
+_COPY = struct.Struct(">BBH")
 
 CAPTURE_UNIT_SAMPLES = 120  # 2.5 ms, the shortest Opus frame
 MAX_AUDIBLE = 32
+MAX_COPIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A frame of an earlier packet, once more.  back: how much earlier, in units of 2.5 ms, 1 to
+    255; flags: FIRST if that packet had it."""
+
+    back: int
+    flags: int
+    opus: bytes
+
+    def timestamp(self, of_packet: int) -> int:
+        return (of_packet - self.back * CAPTURE_UNIT_SAMPLES) & 0xFFFF_FFFF
+
+
+Copies = tuple[Copy, ...]
+
+
+def _pack_opus(copies: Copies, opus: bytes) -> bytes:
+    """The end of an audio packet
+
+    +------+-------------------------------------------------------+-------------+
+    | n u8 | n times: back u8 | flags u8 | length u16 | Opus packet | Opus packet |
+    +------+-------------------------------------------------------+-------------+
+     \\_____________ with the flag COPIES, n is 1 to 3 ____________/
+    """
+    if not copies:
+        return opus
+    parts = [bytes((len(copies),))]
+    for copy in copies:
+        parts += (_COPY.pack(copy.back, copy.flags, len(copy.opus)), copy.opus)
+    return b"".join((*parts, opus))
+
+
+def _unpack_opus(plaintext: bytes, at: int, flags: int) -> tuple[Copies, bytes]:
+    if not flags & AudioFlag.COPIES:
+        return (), plaintext[at:]
+    if at >= len(plaintext) or not 0 < plaintext[at] <= MAX_COPIES:
+        raise MalformedPacketError("copies without a number that there may be")
+    copies = []
+    count, at = plaintext[at], at + 1
+    for _ in range(count):
+        if at + _COPY.size > len(plaintext):
+            raise MalformedPacketError("copies cut short")
+        back, copy_flags, length = _COPY.unpack_from(plaintext, at)
+        at += _COPY.size
+        if not back or copy_flags & ~AudioFlag.FIRST or at + length > len(plaintext):
+            raise MalformedPacketError("a copy that cannot be")
+        copies.append(Copy(back, copy_flags, plaintext[at : at + length]))
+        at += length
+    return tuple(copies), plaintext[at:]
+
+
+def _fitting(copies: Copies, room_bytes: int) -> Copies:
+    """As many of them, the nearest first, as a datagram has room for."""
+    fitting: list[Copy] = []
+    room_bytes -= 1
+    for copy in reversed(copies):
+        room_bytes -= _COPY.size + len(copy.opus)
+        if room_bytes < 0:
+            break
+        fitting.append(copy)
+    return tuple(reversed(fitting))
 
 
 @dataclass(frozen=True, slots=True)
 class UplinkAudio:
     """What a speaker sends, inside an AUDIO datagram.
 
-    +---------------+-------+-------------+
-    | timestamp u32 | flags | Opus packet |
-    +---------------+-------+-------------+
+    +---------------+-------+-----------------------------------+-------------+
+    | timestamp u32 | flags | copies of earlier frames, if any  | Opus packet |
+    +---------------+-------+-----------------------------------+-------------+
 
-    timestamp: of the first sample, in samples of 48 kHz.
+    timestamp: of the first sample, in samples of 48 kHz.  copies: the oldest first; those for which
+    a datagram has no room stay out of it.
     """
 
     timestamp: int
     flags: int
     opus: bytes
+    copies: Copies = ()
 
     def pack(self) -> bytes:
-        return _UPLINK.pack(self.timestamp, self.flags) + self.opus
+        copies = self.copies
+        if copies:
+            copies = _fitting(copies, MAX_PLAINTEXT_BYTES - _UPLINK.size - len(self.opus))
+        flags = self.flags | AudioFlag.COPIES if copies else self.flags
+        return _UPLINK.pack(self.timestamp, flags) + _pack_opus(copies, self.opus)
 
     @classmethod
     def unpack(cls, plaintext: bytes) -> "UplinkAudio":
@@ -218,7 +291,8 @@ class UplinkAudio:
         timestamp, flags = _UPLINK.unpack_from(plaintext)
         if flags & ~_KNOWN_FLAGS:
             raise MalformedPacketError("unknown audio flags")
-        return cls(timestamp, flags, plaintext[_UPLINK.size :])
+        copies, opus = _unpack_opus(plaintext, _UPLINK.size, flags)
+        return cls(timestamp, flags & _FRAME_FLAGS, opus, copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,24 +310,29 @@ class Audible:
 class DownlinkAudio:
     """What the server sends to each listener: one mix.  Identical for a whole mix class.
 
-    +---------------+-------+---+----------------------------------+-------------+
-    | timestamp u32 | flags | n | n x (seat u8, level u8, capture  | Opus packet |
-    |               |  u8   |u8 |      u16)                        |             |
-    +---------------+-------+---+----------------------------------+-------------+
+    +---------------+-------+---+---------------------------------+----------------+-------------+
+    | timestamp u32 | flags | n | n x (seat u8, level u8, capture | copies, if any | Opus packet |
+    |               |  u8   |u8 |      u16)                       |                |             |
+    +---------------+-------+---+---------------------------------+----------------+-------------+
 
-    timestamp: the space's clock, in samples of 48 kHz.
+    timestamp: the space's clock, in samples of 48 kHz.  copies: as in UplinkAudio.
     """
 
     timestamp: int
     flags: int
     audible: tuple[Audible, ...]
     opus: bytes
+    copies: Copies = ()
 
     def pack(self) -> bytes:
-        parts = [_DOWNLINK.pack(self.timestamp, self.flags, len(self.audible))]
-        parts += [_AUDIBLE.pack(a.seat, a.level, a.capture) for a in self.audible]
-        parts.append(self.opus)
-        return b"".join(parts)
+        heard = b"".join(_AUDIBLE.pack(a.seat, a.level, a.capture) for a in self.audible)
+        copies = self.copies
+        if copies:
+            taken = _DOWNLINK.size + len(heard) + len(self.opus)
+            copies = _fitting(copies, MAX_PLAINTEXT_BYTES - taken)
+        flags = self.flags | AudioFlag.COPIES if copies else self.flags
+        head = _DOWNLINK.pack(self.timestamp, flags, len(self.audible))
+        return head + heard + _pack_opus(copies, self.opus)
 
     @classmethod
     def unpack(cls, plaintext: bytes) -> "DownlinkAudio":
@@ -269,7 +348,8 @@ class DownlinkAudio:
             Audible(*_AUDIBLE.unpack_from(plaintext, at))
             for at in range(_DOWNLINK.size, end, _AUDIBLE.size)
         )
-        return cls(timestamp, flags, audible, plaintext[end:])
+        copies, opus = _unpack_opus(plaintext, end, flags)
+        return cls(timestamp, flags & _FRAME_FLAGS, audible, opus, copies)
 
 
 # -- crowd: several packets of a mix in one datagram --------------------------------------------

@@ -12,6 +12,8 @@ import numpy as np
 
 from protocol.jitter import Action, JitterBuffer, JitterStats, Operation, Verdict
 from protocol.opus import MAX_PACKET_SAMPLES, Decoder, OpusError, Samples
+from protocol.packets import AudioFlag, DownlinkAudio, UplinkAudio
+from protocol.stretch import MAX_LAG_SAMPLES, MIN_LAG_SAMPLES, lengthen, shorten
 
 FADE_SAMPLES: Final = 120  # 2.5 ms
 STEP_LEVEL: Final = 1e-3  # -60 dBFS: a step from or to silence below this cannot be heard
@@ -24,7 +26,9 @@ class Playout:
         self._jitter = JitterBuffer()
         self._decoder = Decoder(channels, complexity=complexity)
         per_sample = () if channels == 1 else (channels,)
-        self._pcm: Samples = np.zeros((MAX_PACKET_SAMPLES, *per_sample), np.float32)
+        self._pcm: Samples = np.zeros(
+            (MAX_PACKET_SAMPLES + MAX_LAG_SAMPLES, *per_sample), np.float32
+        )
         self._start = self._end = 0  # what is left of _pcm to play
         self._left_timestamp = 0  # of _pcm[_start]
         self._timestamp = 0
@@ -42,9 +46,10 @@ class Playout:
         *,
         first: bool = False,
         last: bool = False,
+        copy: bool = False,
     ) -> Verdict:
         """Take one packet, as JitterBuffer.insert."""
-        verdict = self._jitter.insert(timestamp, payload, now_ns, first=first, last=last)
+        verdict = self._jitter.insert(timestamp, payload, now_ns, first=first, last=last, copy=copy)
         if verdict is Verdict.RESET:
             # The sender has started anew, and so has its encoder. What was playing ends here.
             self._decoder.reset()
@@ -52,20 +57,38 @@ class Playout:
             self._ring_out()
         return verdict
 
+    def take(self, audio: UplinkAudio | DownlinkAudio, now_ns: int) -> None:
+        """Take what a packet holds: the copies of earlier frames, then its own."""
+        for copy in audio.copies:
+            self.insert(
+                copy.timestamp(audio.timestamp),
+                copy.opus,
+                now_ns,
+                first=bool(copy.flags & AudioFlag.FIRST),
+                copy=True,
+            )
+        self.insert(
+            audio.timestamp,
+            audio.opus,
+            now_ns,
+            first=bool(audio.flags & AudioFlag.FIRST),
+            last=bool(audio.flags & AudioFlag.LAST),
+        )
+
     def pull(self, out: Samples, now_ns: int) -> bool:
         """Fill all of `out`, shape (n,) or (n, 2); False if nothing sounds (then it is zeros)."""
         wanted = len(out)
         filled = 0
         while filled < wanted:
             if self._start == self._end:
-                operation = self._jitter.next(now_ns, wanted - filled)
+                operation = self._jitter.next(now_ns, wanted - filled, filled)
                 if operation.action is Action.SILENCE and not self._ring_out():
                     if filled == 0:
                         self._timestamp = operation.timestamp
                     out[filled:] = 0
                     break
                 if operation.action is not Action.SILENCE:
-                    self._execute(operation)
+                    self._execute(operation, now_ns)
             if filled == 0:
                 self._timestamp = self._left_timestamp
             count = min(wanted - filled, self._end - self._start)
@@ -95,7 +118,7 @@ class Playout:
     def stats(self) -> JitterStats:
         return self._jitter.stats
 
-    def _execute(self, operation: Operation) -> None:
+    def _execute(self, operation: Operation, now_ns: int) -> None:
         """Run the decoder into an empty _pcm."""
         samples = operation.samples
         pcm = self._pcm[:samples]
@@ -117,6 +140,12 @@ class Playout:
         if operation.first or self._silent:
             self._join(pcm)
         self._silent = False
+        if operation.stretch >= MIN_LAG_SAMPLES:
+            self._end = lengthen(self._pcm, samples)
+        elif operation.stretch <= -MIN_LAG_SAMPLES:
+            self._end = shorten(pcm, -operation.stretch)
+        if self._end != samples:
+            self._jitter.stretched(self._end - samples, now_ns)
 
     def _join(self, pcm: Samples) -> None:
         """Fade from what went out last to a beginning that does not continue it, if that steps."""

@@ -80,6 +80,7 @@ CHUNKS: Final = {
     Chunk.PING: "`token` 8 bytes",
     Chunk.PONG: "`token` 8 bytes, `status` u32",
     Chunk.CLOSE: "`code` u16, `text` UTF-8",
+    Chunk.REPORT: "`expected` u16, `lost` u16, `bursts` u16",
 }
 
 # Every constant a peer has to know, module by module, in the order of declaration.
@@ -101,6 +102,7 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "COUNTER_LIMIT": "what fits into the counter field",
         "CAPTURE_UNIT_SAMPLES": "unit of `capture` in a mix (2.5 ms)",
         "MAX_AUDIBLE": "speakers listed in one packet of a mix",
+        "MAX_COPIES": "earlier frames in one audio packet",
         "MAX_CROWD_PACKETS": "packets of a mix in one CROWD datagram",
     },
     replay: {
@@ -146,6 +148,8 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "DRAIN_NS": "how long a closed session still answers",
         "TOKEN_BYTES": "token of PING and PONG",
         "MAX_CLOSE_TEXT_BYTES": "text of a CLOSE",
+        "REPORT_NS": "between two REPORTs",
+        "REPORTS_AFTER_LOSS": "REPORTs after the last one that told of a loss",
         "MAX_QUEUED_PONGS": "unanswered PINGs that are remembered; the oldest is forgotten",
     },
     frames: {
@@ -184,15 +188,19 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "MAX_PACKETS": "packets held by a jitter buffer",
         "MAX_SPAN_SAMPLES": "time line held by a jitter buffer (2 s)",
         "MAX_JUMP_NS": "change of transit time that starts a jitter buffer anew",
-        "TARGET_FLOOR_NS": "least playout delay above the path's minimum",
-        "TARGET_CEILING_NS": "greatest playout delay aimed at",
-        "STEP_SAMPLES": "concealed or taken back at a time (20 ms)",
+        "STEP_SAMPLES": "concealed at a time (20 ms)",
         "MAX_CONCEALED_SAMPLES": "concealed in a row before silence (100 ms)",
-        "SURPLUS_SLACK_NS": "surplus delay that is let be",
-        "CALM_SLACK_NS": "the same, while no packet was late for CALM_NS",
-        "CALM_NS": "how long that is",
-        "SURPLUS_PATIENCE_NS": "how long a surplus lasts before it is taken back",
-        "SKIP_INTERVAL_NS": "least time between two packets skipped for it",
+        "REMEMBERED": "timestamps of frames that have come",
+        "MAX_MARGIN_MS": "greatest delay above the path's minimum that is weighed",
+        "FIRST_MARGIN_MS": "delay above the path's minimum to begin with",
+        "FIRST_FRAMES": "frames after which it is weighed",
+        "LOSS_MS_PER_PERCENT": "delay that one per cent of frames too late is worth",
+        "COPIED_LOSS_MS_PER_PERCENT": "the same, while copies come",
+        "RARE_MS": "delay that one frame in a thousand too late is worth",
+        "GUARD_MS": "delay kept beyond the latest frame that was seen",
+        "WORTH_MS": "what a change of delay must save at least",
+        "STRETCH_INTERVAL_NS": "least time between two frames shortened or stretched",
+        "URGENT_NS": "surplus above which every frame is shortened",
         "MAX_SURPLUS_NS": "surplus that is cut at once",
     },
 }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 SAMPLE_RATE_HZ: Final = 48_000
 BLOCK_SAMPLES: Final = 960
 BLOCK_MS: Final = 20
+PULL_SAMPLES: Final = 480  # a device is filled in halves of a block: what waits for it waits less
 
 Samples = NDArray[np.float32]
 
@@ -50,7 +51,7 @@ class AudioOutput(Protocol):
     """A sink of blocks: speakers or a file."""
 
     def start(self, pull: Callable[[Samples, int], None]) -> None:
-        """Begin. `pull(out, now_ns)` must fill all of `out`, shape (960,); one call is 20 ms.
+        """Begin. `pull(out, now_ns)` must fill all of `out`, shape (960,) or less.
 
         It is called in the event loop's thread. Raises AudioError when the output cannot be
         started.

@@ -16,7 +16,7 @@ until it stands again, or there is no use in it: then, and after `close`, the ph
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from protocol import connection as session
 from protocol import frames
-from protocol.connection import MS, CloseCode, Connection, Media, Message, Pong
+from protocol.connection import MS, CloseCode, Connection, Media, Message, Pong, Reported
 from protocol.frames import ErrorCode, FrameError
 from protocol.link import Link
 from protocol.noise import Handshake, NoiseError
@@ -36,6 +36,7 @@ from protocol.packets import (
     NO_COOKIE,
     VERSION,
     AudioFlag,
+    Copies,
     DownlinkAudio,
     Hello,
     Kind,
@@ -50,6 +51,7 @@ from protocol.packets import (
     unpack_refused,
 )
 from protocol.playout import Playout
+from protocol.redundancy import History, Redundancy
 from protocol.reliable import ChannelFull
 from protocol.sealing import SessionKeys
 from spaces_client import AGENT
@@ -247,6 +249,7 @@ class Client:
         self.muted = False
         self.received = Received()  # in this session
         self.playout = Playout()
+        self.redundancy = Redundancy()  # of what we say, in this session
         self.rtt_ns: int | None = None
         self.levels: dict[int, int] = {}  # seat -> -dBov, of those who sound now
         self.trouble: str | None = None  # why the session was lost, until there is one again
@@ -258,6 +261,7 @@ class Client:
         self._talker = Talker(
             bitrate=bitrate, complexity=complexity, timestamp=int.from_bytes(entropy(4))
         )
+        self._history = History()
         self._connection: Connection | None = None
         self._last_id = 0
         self._leave_id = 0  # of the request to leave; the others begin with 1
@@ -347,6 +351,7 @@ class Client:
         self.phase = Phase.CONNECTED
         self.received = Received()
         self.playout = Playout()
+        self.redundancy = Redundancy()
         self._connected_ns = now_ns
         if self.trouble is None:
             return [Connected()]
@@ -451,6 +456,8 @@ class Client:
                     self.rtt_ns = self.rtt_ns if rtt_ns is None else rtt_ns
                     if asked_ns >= self._joined_ns:  # else it may be of another space
                         self.view.newest = max(self.view.newest, status)
+                case Reported(losses):
+                    self.redundancy.report(losses)
                 case session.Closed():
                     events += self._over(event, now_ns)
         self._catch_up(now_ns)
@@ -477,8 +484,8 @@ class Client:
     def _hear(self, audio: DownlinkAudio, now_ns: int) -> list[ClientEvent]:
         if self.view.me is None:
             return []  # of a space that was left
-        first, last = bool(audio.flags & AudioFlag.FIRST), bool(audio.flags & AudioFlag.LAST)
-        self.playout.insert(audio.timestamp, audio.opus, now_ns, first=first, last=last)
+        last = bool(audio.flags & AudioFlag.LAST)
+        self.playout.take(audio, now_ns)
         self.levels = {a.seat: a.level for a in audio.audible}
         self._gap_ns = None if last else now_ns + GAP_NS
         self._probes = 0
@@ -643,6 +650,11 @@ class Client:
         -> the packet that goes out for it, if any."""
         packet = self._talker.talk(block) if self.may_speak else self._talker.pause(len(block))
         if packet is not None and self._connection is not None:
+            copies: Copies = ()
+            if not packet.flags & AudioFlag.FIRST:
+                copies = self._history.copies(packet.timestamp, self.redundancy.offsets)
+            self._history.add(packet.timestamp, packet.flags, packet.opus)
+            packet = replace(packet, copies=copies)
             self._outbox.append(self._connection.send_media(Kind.AUDIO, packet.pack()))
         return packet
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from spaces_client.audio import (
     BLOCK_SAMPLES,
+    PULL_SAMPLES,
     SAMPLE_RATE_HZ,
     AudioError,
     AudioInput,
@@ -356,8 +357,8 @@ class DeviceOutput(AudioOutput):
             wanted_samples = yield out
 
     def _fill(self) -> None:
-        block: Samples = np.zeros(BLOCK_SAMPLES, np.float32)
-        while self._pull and len(self.ring) < self._largest_request_samples + BLOCK_SAMPLES // 2:
+        block: Samples = np.zeros(PULL_SAMPLES, np.float32)
+        while self._pull and len(self.ring) < self._largest_request_samples + PULL_SAMPLES:
             self._pull(block, time.monotonic_ns())
             self.ring.write(block)
 

@@ -28,12 +28,14 @@ from protocol.connection import (
     Media,
     Message,
     Pong,
+    Reported,
     Roamed,
     no_news,
 )
 from protocol.frames import ERROR_TEXTS, ErrorCode, FrameError
 from protocol.opus import Encoder
 from protocol.packets import Kind, MalformedPacketError, UplinkAudio
+from protocol.redundancy import Losses, Redundancy
 from protocol.reliable import ChannelFull
 from spaces_server.endpoint import Endpoint, Session
 from spaces_server.governor import Governor, Tick
@@ -111,12 +113,14 @@ class _Room:
 
 @dataclass(slots=True, eq=False)
 class _Seat:
-    """A member's place: the session, and its row in the egress."""
+    """A member's place: the session, and its row in the egress.  redundancy: since they have
+    reported losses."""
 
     room: _Room
     member: int
     session: Session
     row: int
+    redundancy: Redundancy | None = None
 
 
 @dataclass(slots=True)
@@ -236,7 +240,8 @@ class Node:
             new
             or not events
             or type(events[0]) is not Media
-            or (session.connection.credit_bytes is not None)
+            or session.connection.credit_bytes is not None
+            or session.connection.reporting
         ):
             self._touched[session.index] = session
 
@@ -452,8 +457,23 @@ class Node:
                     self.egress.moved(seat.row)
             case Closed():
                 self._session_ends(session, event, now_ns)
+            case Reported(losses):
+                self._receive_report(session, losses)
             case Pong() | Media():
                 pass
+
+    def _receive_report(self, session: Session, losses: Losses) -> None:
+        """Who loses much gets earlier frames again."""
+        seat = self._seats.get(session.index)
+        if seat is None:
+            return
+        if seat.redundancy is None:
+            seat.redundancy = Redundancy()
+        before = seat.redundancy.offsets
+        seat.redundancy.report(losses)
+        offsets = seat.redundancy.offsets
+        if offsets != before:
+            seat.room.mix.plan.set_copies(seat.member, offsets)
 
     def _recording(self, place: Place) -> list[tuple[int, bytes]]:
         return self._rooms[place.space].recorder.recording(place.member, self._now_ns)

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.redundancy import NO_COPIES
+
 Rows = NDArray[np.intp]
 
 FRAME_MS = 20  # one packet of a mix, one tick
@@ -42,10 +44,12 @@ NO_CROWDS = Crowd(above=0, packet_ms=FRAME_MS)
 
 
 class Turn(NamedTuple):
-    """Every `frames` ticks, at those whose number divided by `frames` leaves `phase`."""
+    """Every `frames` ticks, at those whose number divided by `frames` leaves `phase`.  copies: how
+    many frames back those are that each packet carries once more."""
 
     frames: int
     phase: int
+    copies: tuple[int, ...] = NO_COPIES
 
     def at(self, tick: int) -> bool:
         return tick % self.frames == self.phase

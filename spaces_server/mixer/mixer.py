@@ -141,8 +141,8 @@ class SpaceMix:
                 mix_class.encoder.reset()  # the members reset their decoders at FIRST
         return decodes, list(zip(classes, mixes, strict=True))
 
-    def packet(self, mix_class: MixClass, timestamp: int, opus: bytes) -> bytes:
-        """The plaintext that all members of the class get; moves the class's talkspurt on."""
+    def packet(self, mix_class: MixClass, timestamp: int, opus: bytes) -> DownlinkAudio:
+        """What all members of the class get; moves the class's talkspurt on."""
         heard = [self.sources[member] for member, _ in mix_class.recipe]
         flags = AudioFlag(0)
         if not mix_class.live:
@@ -151,7 +151,7 @@ class SpaceMix:
             flags |= AudioFlag.LAST
         mix_class.live = not flags & AudioFlag.LAST
         audible = tuple(Audible(s.seat, s.level, s.capture) for s in heard if not s.ending)
-        return DownlinkAudio(timestamp, flags, audible, opus).pack()
+        return DownlinkAudio(timestamp, flags, audible, opus)
 
 
 class Mixer:

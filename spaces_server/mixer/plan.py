@@ -19,13 +19,14 @@ tick until then; and what is gathered for those who leave a turn, or a class, is
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from protocol.connection import MS
 from protocol.opus import Encoder
-from protocol.packets import Kind, gather
+from protocol.packets import AudioFlag, DownlinkAudio, Kind, gather
+from protocol.redundancy import NO_COPIES, History
 from spaces_server.mixer.crowd import (
     EVERY_TICK,
     FRAME_MS,
@@ -50,7 +51,8 @@ class MixClass:
     """Members who hear the same, and the encoder that they share.
 
     rows: by the turns at which they get it.  packets: the newest MAX_FRAMES plaintexts, each with
-    the number of its tick.  live: a talkspurt is under way, so the members' decoders follow this
+    the number of its tick.  newest: the last of them, unpacked.  history: the frames before it.
+    live: a talkspurt is under way, so the members' decoders follow this
     encoder.  limiter_gain: what the limiter ended the last frame with.  held_since_ns: since when
     another class has had the same recipe.
     """
@@ -59,6 +61,8 @@ class MixClass:
     recipe: Recipe = ()
     rows: defaultdict[Turn, RowSet] = field(default_factory=lambda: defaultdict(RowSet))
     packets: tuple[tuple[int, bytes], ...] = ()
+    newest: DownlinkAudio | None = None
+    history: History = field(default_factory=History)
     live: bool = False
     limiter_gain: float = 1.0
     peak: float = 0.0
@@ -68,6 +72,8 @@ class MixClass:
         return MixClass(
             self.encoder.fork(),
             packets=self.packets,
+            newest=self.newest,
+            history=self.history.fork(),
             live=self.live,
             limiter_gain=self.limiter_gain,
         )
@@ -76,22 +82,37 @@ class MixClass:
         """How many members it has."""
         return sum(map(len, self.rows.values()))
 
-    def give(self, tick: int, plaintext: bytes) -> None:
-        self.packets = (*self.packets[1 - MAX_FRAMES :], (tick, plaintext))
+    def give(self, tick: int, audio: DownlinkAudio) -> None:
+        if self.newest is not None:
+            self.history.add(self.newest.timestamp, self.newest.flags, self.newest.opus)
+        self.newest = audio
+        self.packets = (*self.packets[1 - MAX_FRAMES :], (tick, audio.pack()))
 
     def after(self, tick: int) -> tuple[bytes, ...]:
         """What it was given after that tick."""
         return tuple(plaintext for given, plaintext in self.packets if given > tick)
 
+    def for_turn(self, turn: Turn, tick: int) -> tuple[bytes, ...]:
+        """What those get at this tick who have this turn."""
+        packets = self.after(tick - turn.frames)
+        if not turn.copies or not packets or self.newest is None:
+            return packets
+        newest = self.newest
+        if newest.flags & AudioFlag.FIRST:
+            return packets
+        copies = self.history.copies(newest.timestamp, turn.copies)
+        return (*packets[:-1], replace(newest, copies=copies).pack())
+
 
 @dataclass(slots=True)
 class _Hearer:
-    """A member.  row: in the egress.  packet_ms: the most that it takes in one datagram.  turn:
-    the one it has in its class now."""
+    """A member.  row: in the egress.  packet_ms: the most that it takes in one datagram.  copies:
+    see Turn; who needs them gets every packet at once.  turn: the one it has in its class now."""
 
     row: int
     packet_ms: int
     on_stage: bool = False
+    copies: tuple[int, ...] = NO_COPIES
     turn: Turn = EVERY_TICK
 
 
@@ -137,6 +158,12 @@ class Plan:
         hearer.on_stage = on_stage
         self._take_turn(member, hearer)
         self._follow_crowd()
+
+    def set_copies(self, member: int, offsets: tuple[int, ...]) -> None:
+        """Which earlier frames each packet for `member` carries once more."""
+        hearer = self._hearers[member]
+        hearer.copies = offsets
+        self._take_turn(member, hearer)
 
     def set_gain(self, hearer: int, source: int, gain: float) -> None:
         """How loud `hearer` hears `source`: 1 as it is, 0 not at all."""
@@ -237,7 +264,7 @@ class Plan:
         for mix_class in dict.fromkeys((self._audience, *self.classes)):
             for turn, members in mix_class.rows.items():
                 if turn.at(tick) and len(members):
-                    packets = mix_class.after(tick - turn.frames)
+                    packets = mix_class.for_turn(turn, tick)
                     jobs += [(*datagram, members.array) for datagram in gather(packets)]
         self._tick = tick
         for turn in [turn for turn in self._waiting if turn.at(tick)]:
@@ -267,13 +294,15 @@ class Plan:
                 self._take_turn(member, hearer)
 
     def _turn_for(self, hearer: _Hearer) -> Turn:
+        if hearer.copies:
+            return Turn(1, 0, hearer.copies)
         if not self._crowded or hearer.on_stage:
             return EVERY_TICK
         return turn_of(hearer.row, min(hearer.packet_ms, self._crowd.packet_ms))
 
     def _take_turn(self, member: int, hearer: _Hearer) -> None:
         """Sees to it that a member has the turn that it should."""
-        if hearer.turn is not self._turn_for(hearer):
+        if hearer.turn != self._turn_for(hearer):
             mix_class = self._class_of.get(member, self._audience)
             if mix_class is not None:
                 self._leave(member, hearer, mix_class, owed_at=EVERY_TICK)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.packets import CAPTURE_UNIT_SAMPLES, AudioFlag, UplinkAudio
+from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.playout import Playout
 
 FRAME_SAMPLES = 960  # 20 ms at 48 kHz
@@ -41,13 +41,7 @@ class Source:
         self.stats = self._playout.stats
 
     def receive(self, audio: UplinkAudio, now_ns: int) -> None:
-        self._playout.insert(
-            audio.timestamp,
-            audio.opus,
-            now_ns,
-            first=bool(audio.flags & AudioFlag.FIRST),
-            last=bool(audio.flags & AudioFlag.LAST),
-        )
+        self._playout.take(audio, now_ns)
 
     def stop(self) -> None:
         """The speaker was muted or has left the stage: the next tick fades out, no more comes."""

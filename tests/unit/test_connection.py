@@ -24,6 +24,7 @@ from protocol.connection import (
     MAX_QUEUED_PONGS,
     MS,
     QUIET_NS,
+    REPORTS_AFTER_LOSS,
     TOKEN_BYTES,
     Chunk,
     CloseCode,
@@ -33,10 +34,12 @@ from protocol.connection import (
     Media,
     Message,
     Pong,
+    Reported,
     Roamed,
     State,
 )
 from protocol.packets import MAX_DATAGRAM_BYTES, Kind, pack_header, unpack_header
+from protocol.redundancy import Losses
 from protocol.reliable import (
     MAX_MESSAGE_BYTES,
     MAX_QUEUED_BYTES,
@@ -388,6 +391,42 @@ def test_answers_to_pings_are_a_bounded_queue() -> None:
 
 
 # --- time ---
+
+
+def test_losses_are_reported_while_there_are_any_and_a_while_after() -> None:
+    speaker, server = connected()
+    now_ns = 0
+    reports: list[Losses] = []
+    for number in range(60 * 150):
+        now_ns += 20 * MS
+        audio = speaker.send_media(Kind.AUDIO, b"audio")
+        if 100 <= number < 600 and number % 10 < 2:
+            continue  # two of ten are lost, for ten seconds
+        server.receive(audio, HOME, now_ns)
+        for datagram in server.transmit(now_ns):
+            events = speaker.receive(datagram, HOME, now_ns) or []
+            reports += [event.losses for event in events if isinstance(event, Reported)]
+    lossy = [losses for losses in reports if losses.lost]
+    assert sum(losses.lost for losses in lossy) == 100
+    assert sum(losses.bursts for losses in lossy) == 50
+    assert len(lossy) <= 12
+    assert len(reports) <= len(lossy) + REPORTS_AFTER_LOSS  # and then no more
+
+
+def test_who_loses_nothing_reports_nothing() -> None:
+    speaker, server = connected()
+    for number in range(500):
+        server.receive(speaker.send_media(Kind.AUDIO, b"audio"), HOME, number * 20 * MS)
+        assert not server.reporting
+
+
+@pytest.mark.parametrize("counts", [(5, 6, 1), (5, 1, 2)])
+def test_a_report_that_cannot_be_is_a_violation(counts: tuple[int, int, int]) -> None:
+    speaker, server = connected()
+    body = b"".join(count.to_bytes(2) for count in counts)
+    events = speaker.receive(sealed(server, chunk(Chunk.REPORT, body)), HOME, 0)
+    assert events is not None
+    assert isinstance(events[-1], Closed)
 
 
 def test_a_ping_measures_the_way_and_brings_the_status() -> None:

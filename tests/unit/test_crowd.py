@@ -31,6 +31,11 @@ START = 2**32 - 5 * FRAME_SAMPLES  # wraps soon
 Got = list[tuple[int, Kind, list[bytes]]]  # tick, kind, the packets in the datagram
 
 
+def mixed(tick: int) -> DownlinkAudio:
+    """What a class is given at a tick."""
+    return DownlinkAudio(tick * 960, AudioFlag.FIRST * (tick == 0), (), b"%d" % tick)
+
+
 class Rig:
     """A space of which every datagram that a member gets is kept."""
 
@@ -539,7 +544,7 @@ def test_coming_and_going_costs_the_same_in_any_audience() -> None:
             plan.add_member(members, members, 60)
             plan.remove_member(7)
             assert not plan.changed
-            plan.classes[0].give(1, b"mix")
+            plan.classes[0].give(1, mixed(1))
             plan.give_out(1)
 
         costs.append(lines_run(a_tick))
@@ -592,6 +597,71 @@ def test_a_set_of_rows(steps: list[tuple[int, bool]]) -> None:
 def test_a_class_remembers_three_packets() -> None:
     mix_class = MixClass(Encoder(complexity=0))
     for tick in range(5):
-        mix_class.give(tick, b"%d" % tick)
-    assert mix_class.after(0) == (b"2", b"3", b"4")
-    assert mix_class.fork().after(3) == (b"4",)
+        mix_class.give(tick, mixed(tick))
+    assert mix_class.after(0) == tuple(mixed(tick).pack() for tick in (2, 3, 4))
+    assert mix_class.fork().after(3) == (mixed(4).pack(),)
+
+
+# -- copies for who loses packets ------------------------------------------------------------------
+
+
+def given_to(plan: Plan, tick: int) -> dict[int, DownlinkAudio]:
+    """Row -> what it gets at a tick."""
+    for mix_class in plan.classes:
+        mix_class.live = True
+        mix_class.give(tick, mixed(tick))
+    return {
+        int(row): DownlinkAudio.unpack(plaintext)
+        for kind, plaintext, rows in plan.give_out(tick)
+        for row in rows
+        if kind == Kind.AUDIO
+    }
+
+
+def test_who_loses_packets_gets_earlier_frames_again_and_nobody_else() -> None:
+    plan = Plan(partial(Encoder, complexity=0))
+    for member in range(3):
+        plan.add_member(member, member)
+    plan.rebuild([9], 0)
+    for tick in range(10):
+        got = given_to(plan, tick)
+    plan.set_copies(1, (2, 4))
+    got = given_to(plan, 10)
+    assert got[0] == got[2] == mixed(10)
+    assert [copy.timestamp(got[1].timestamp) for copy in got[1].copies] == [6 * 960, 8 * 960]
+    assert [copy.opus for copy in got[1].copies] == [mixed(6).opus, mixed(8).opus]
+    assert got[1].opus == mixed(10).opus
+    plan.set_copies(1, ())
+    assert given_to(plan, 11)[1] == mixed(11)
+
+
+def test_whoever_needs_copies_is_in_no_crowd() -> None:
+    plan = Plan(partial(Encoder, complexity=0), Crowd(2, 60))
+    for member in range(6):
+        plan.add_member(member, member, 60)
+    plan.rebuild([9], 0)
+    for tick in range(9):
+        given_to(plan, tick)
+    plan.set_copies(1, (1,))
+    for tick in range(9, 12):  # what is owed from before goes out first
+        got = given_to(plan, tick)
+    for tick in range(12, 20):
+        got = given_to(plan, tick)
+        assert got[1].timestamp == tick * 960
+        assert len(got[1].copies) == 1
+
+
+def test_a_payload_is_made_once_for_all_who_need_the_same_copies() -> None:
+    """Costs: as many jobs as there are kinds of payload, however many members."""
+    plan = Plan(partial(Encoder, complexity=0))
+    for member in range(300):
+        plan.add_member(member, member)
+    plan.rebuild([9], 0)
+    for tick in range(10):
+        given_to(plan, tick)
+    for member in range(300):
+        plan.set_copies(member, ((), (1,), (2, 4))[member % 3])
+    for mix_class in plan.classes:
+        mix_class.give(10, mixed(10))
+    jobs = plan.give_out(10)
+    assert sorted(len(rows) for _, _, rows in jobs) == [100, 100, 100]

@@ -20,6 +20,7 @@ from protocol.packets import (
     HELLO_PAYLOAD_BYTES,
     KEY_ID_BYTES,
     MAX_AUDIBLE,
+    MAX_COPIES,
     MAX_CROWD_PACKETS,
     MAX_DATAGRAM_BYTES,
     MAX_PLAINTEXT_BYTES,
@@ -27,6 +28,7 @@ from protocol.packets import (
     TAG_BYTES,
     VERSION,
     Audible,
+    Copy,
     DownlinkAudio,
     Hello,
     Kind,
@@ -243,12 +245,65 @@ def test_downlink_audio_lies_as_drawn(packet: DownlinkAudio) -> None:
     assert DownlinkAudio.unpack(data) == packet
 
 
-@given(flags=st.integers(4, 255))
+@given(flags=st.integers(8, 255))
 def test_unknown_audio_flags_are_refused(flags: int) -> None:
     with pytest.raises(MalformedPacketError):
         UplinkAudio.unpack(UplinkAudio(1, flags, b"opus").pack())
     with pytest.raises(MalformedPacketError):
         DownlinkAudio.unpack(DownlinkAudio(1, flags, (), b"opus").pack())
+
+
+copies = st.lists(
+    st.builds(Copy, st.integers(1, 255), st.sampled_from([0, 1]), st.binary(max_size=200)),
+    max_size=MAX_COPIES,
+).map(tuple)
+
+
+@given(
+    timestamp=st.integers(0, 2**32 - 1),
+    flags=st.sampled_from([0, 1, 2, 3]),
+    copies=copies,
+    opus=st.binary(max_size=300),
+)
+def test_copies_lie_before_the_frame(
+    timestamp: int, flags: int, copies: tuple[Copy, ...], opus: bytes
+) -> None:
+    up = UplinkAudio(timestamp, flags, opus, copies)
+    assert UplinkAudio.unpack(up.pack()) == up
+    assert up.pack().endswith(opus)
+    down = DownlinkAudio(timestamp, flags, (Audible(1, 2, 3),), opus, copies)
+    assert DownlinkAudio.unpack(down.pack()) == down
+    without = DownlinkAudio(timestamp, flags, (Audible(1, 2, 3),), opus)
+    extra = len(down.pack()) - len(without.pack())
+    assert extra == sum(4 + len(copy.opus) for copy in copies) + bool(copies)
+
+
+def test_copies_that_have_no_room_stay_out_the_furthest_first() -> None:
+    copies = tuple(Copy(8 * n, 0, bytes([n]) * 400) for n in (3, 2, 1))
+    packet = UplinkAudio(0, 0, b"opus" * 50, copies)
+    assert len(packet.pack()) <= MAX_PLAINTEXT_BYTES
+    assert UplinkAudio.unpack(packet.pack()).copies == copies[1:]
+    full = UplinkAudio(0, 0, bytes(1_167), copies)
+    assert UplinkAudio.unpack(full.pack()).copies == ()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"",  # no number
+        b"\x00",
+        b"\x04" + 4 * b"\x08\x00\x00\x00",  # more than there may be
+        b"\x01\x08\x00",  # cut short
+        b"\x01\x00\x00\x00\x00",  # of the packet itself
+        b"\x01\x08\x02\x00\x00",  # LAST
+        b"\x01\x08\x00\x00\x05opus",  # longer than what there is
+    ],
+)
+def test_copies_that_cannot_be_are_refused(end: bytes) -> None:
+    with pytest.raises(MalformedPacketError):
+        UplinkAudio.unpack(bytes(4) + b"\x04" + end)
+    with pytest.raises(MalformedPacketError):
+        DownlinkAudio.unpack(bytes(4) + b"\x04\x00" + end)
 
 
 def test_more_speakers_than_there_may_be_are_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.jitter import MS, Verdict
+from protocol.jitter import MS, JitterBuffer, Verdict
 from protocol.opus import Decoder, Encoder, Samples
 from protocol.playout import FADE_SAMPLES, Playout
 
@@ -73,6 +73,13 @@ def largest_step(pcm: Samples) -> float:
 # -- exactness
 
 
+@pytest.fixture
+def unstretched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delay is let be, so that every sample can be told."""
+    monkeypatch.setattr(JitterBuffer, "_stretch", lambda *_: 0)
+
+
+@pytest.mark.usefixtures("unstretched")
 @pytest.mark.parametrize("size", [120, 240, 480, 960, 1_920, 2_880])
 def test_what_comes_out_is_what_the_decoder_makes(size: int) -> None:
     packets = packets_of(tone(48_000 - 48_000 % size), size)
@@ -83,6 +90,7 @@ def test_what_comes_out_is_what_the_decoder_makes(size: int) -> None:
     np.testing.assert_array_equal(heard[onset : onset + len(expected)], expected)
 
 
+@pytest.mark.usefixtures("unstretched")
 @pytest.mark.parametrize("pull", [1, 128, 441, 480, 960, 1_024, 4_800])
 def test_pulls_of_any_length_join_seamlessly(pull: int) -> None:
     packets = packets_of(tone(19_200))
@@ -293,3 +301,33 @@ def test_pulls_allocate_no_sample_buffers() -> None:
     finally:
         tracemalloc.stop()
     assert max(peaks_bytes) < out.nbytes
+
+
+# -- stretching
+
+
+def test_delay_is_taken_back_without_a_step_or_a_change_of_pitch() -> None:
+    """A path that gets 100 ms quicker."""
+    sound = tone(10 * 48_000)
+    packets = packets_of(sound)
+    playout = Playout()
+    out: Samples = np.zeros(FRAME, np.float32)
+    heard = []
+    arrivals = sorted((i * TICK_NS + (100 * MS if i < 50 else 0), i) for i in range(len(packets)))
+    for tick in range(500):
+        now_ns = tick * TICK_NS + 10 * MS
+        while arrivals and arrivals[0][0] <= now_ns:
+            arrival_ns, number = arrivals.pop(0)
+            playout.insert(number * FRAME, packets[number], arrival_ns, first=number == 0)
+        playout.pull(out, now_ns)
+        heard.append(out.copy())
+    stats = playout.stats
+    assert stats.shortened_samples >= 80 * 48
+    assert stats.delay_ns <= 20 * MS
+    assert stats.concealed_samples == stats.dropped == stats.late == 0
+    steady = np.concatenate(heard[10:])
+    assert largest_step(steady) <= 1.05 * largest_step(sound)
+    assert np.abs(steady).max() <= 1.05 * np.abs(sound).max()
+    crossings = np.count_nonzero(np.diff(np.signbit(steady)))
+    expected = np.count_nonzero(np.diff(np.signbit(sound))) / len(sound) * len(steady)
+    assert crossings == pytest.approx(expected, rel=0.01)

@@ -1,0 +1,146 @@
+"""Earlier frames sent again, where frames are lost: counted, reported, answered.
+
+    receiver    LossMeter: what is missing in a numbered stream -> Losses, each second
+    sender      Redundancy: what was reported lately -> how far back to reach
+                History: the last frames -> their copies for the next packet
+
+The idea is RFC 2198's: the Opus bytes that were made already, so nothing is encoded twice and
+nothing sounds worse where no frame is lost.  How far apart the copies are matters more than how
+many there are: a burst takes neighbours together, and a copy in it is lost as well.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from protocol.packets import CAPTURE_UNIT_SAMPLES, AudioFlag, Copy
+
+# Numbers that are still waited for below the newest: how far packets overtake each other.
+WINDOW: Final = 32
+MAX_GAP: Final = 500  # a longer one is no loss, but an interruption
+_ALL: Final = (1 << WINDOW) - 1
+
+
+class Losses(NamedTuple):
+    """Of so many datagrams, so many were lost, in so many runs."""
+
+    expected: int
+    lost: int
+    bursts: int
+
+
+class LossMeter:
+    """Counts what a stream of consecutive numbers loses; one that comes within WINDOW of the newest
+    has not been lost."""
+
+    __slots__ = ("_bursts", "_came", "_expected", "_losing", "_lost", "_newest")
+
+    def __init__(self, first: int) -> None:
+        self._newest = first
+        self._came = _ALL  # bit k: newest - k
+        self._expected = self._lost = self._bursts = 0
+        self._losing = False
+
+    def count(self, number: int) -> None:
+        ahead = number - self._newest
+        if ahead <= 0:
+            self._came |= 1 << -ahead & _ALL
+            return
+        if ahead > MAX_GAP:
+            self._came = _ALL
+            self._newest = number
+            return
+        self._newest = number
+        if ahead == 1 and self._came == _ALL:  # nearly always
+            self._expected += 1
+            self._losing = False
+            return
+        came = self._came << ahead | 1
+        for bit in range(WINDOW + ahead - 1, WINDOW - 1, -1):
+            lost = not came >> bit & 1
+            self._expected += 1
+            self._lost += lost
+            self._bursts += lost and not self._losing
+            self._losing = lost
+        self._came = came & _ALL
+
+    def take(self) -> Losses:
+        """What was counted since it was asked last."""
+        losses = Losses(self._expected, self._lost, self._bursts)
+        self._expected = self._lost = self._bursts = 0
+        return losses
+
+
+# How many frames back, by how much is lost: the copies of a frame lie further apart than most
+# bursts are long.
+NO_COPIES: Final[tuple[int, ...]] = ()
+FEW_LOST: Final = 0.004, (1,)
+SOME_LOST: Final = 0.02, (2, 4)
+MANY_LOST: Final = 0.08, (1, 3, 6)
+UP: Final = 0.5  # the weight of a report that is worse than those before it,
+DOWN: Final = 0.06  # and of one that is better: copies stay for half a minute
+
+
+class Redundancy:
+    """What a sender does about the losses that its receiver reports.
+
+    loss: a share of 1.  offsets: which earlier frames each packet is to carry again, counted back
+    from its own.
+    """
+
+    __slots__ = ("loss",)
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+
+    def report(self, losses: Losses) -> None:
+        loss = losses.lost / max(1, losses.expected)
+        self.loss += (loss - self.loss) * (UP if loss > self.loss else DOWN)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        for least, offsets in (MANY_LOST, SOME_LOST, FEW_LOST):
+            if self.loss >= least:
+                return offsets
+        return NO_COPIES
+
+
+DEEPEST: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    timestamp: int
+    flags: int
+    opus: bytes
+
+
+class History:
+    """The last frames of a talkspurt that was sent, the newest at the end."""
+
+    __slots__ = ("_frames",)
+
+    def __init__(self) -> None:
+        self._frames: deque[_Frame] = deque(maxlen=DEEPEST)
+
+    def fork(self) -> "History":
+        """Another one, with the same frames."""
+        other = History()
+        other._frames.extend(self._frames)
+        return other
+
+    def add(self, timestamp: int, flags: int, opus: bytes) -> None:
+        if flags & AudioFlag.FIRST:
+            self._frames.clear()
+        self._frames.append(_Frame(timestamp, flags, opus))
+
+    def copies(self, timestamp: int, offsets: tuple[int, ...]) -> tuple[Copy, ...]:
+        """For the packet with this timestamp, before it is added itself; the oldest first."""
+        made = []
+        for offset in reversed(offsets):
+            if offset <= len(self._frames):
+                frame = self._frames[-offset]
+                back = (timestamp - frame.timestamp) % 2**32 // CAPTURE_UNIT_SAMPLES
+                if 0 < back < 256:
+                    made.append(Copy(back, frame.flags & AudioFlag.FIRST, frame.opus))
+        return tuple(made)
