@@ -3,7 +3,7 @@ measure() as one JSON object or as a table."""
 
 import click
 
-from bench import capacity, floor, joins, latency, report, spaces, tick
+from bench import capacity, floor, jitter, joins, latency, report, spaces, tick
 from bench.peers import run as peers
 from spaces_server import AGENT
 
@@ -23,6 +23,7 @@ main.add_command(capacity.command)
 main.add_command(spaces.command)
 main.add_command(joins.command)
 main.add_command(latency.command, "latency")
+main.add_command(jitter.command)
 main.add_command(tick.command)
 main.add_command(peers.command)
 main.add_command(report.command)

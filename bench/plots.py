@@ -4,6 +4,8 @@ cpu.png         CPU against listeners, with the floor and the peers
 delay.png       how delays are distributed
 lateness.png    how late ticks began, run by run
 tick.png        where a tick's time goes
+
+and of `spaces-bench jitter`, one for each trace, its delay over time.
 """
 
 from collections.abc import Callable
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 Figures = dict[str, Any]
+Delays = list[tuple[float, float]]  # (when, delay), ms
+
+RECEIVERS = ("ours", "ours+redundancy", "speexdsp", "fixed60")
 
 WIDTH_IN = 8.0  # with DPI twice the width of a README's text: sharp on any screen
 DPI = 200
@@ -240,3 +245,36 @@ PLOTS: dict[str, Callable[[Figures, "Axes"], bool]] = {
     "lateness.png": _lateness,
     "tick.png": _tick,
 }
+
+
+def draw_jitter(
+    trace: str,
+    network: Delays,
+    played: dict[tuple[str, str], Delays],
+    folder: Path,
+) -> None:
+    """Writes <trace>.png: when packets came, and when receivers played them, both as ms after the
+    path's quickest.  played: by trace and receiver.  Raises ImportError without matplotlib,
+    OSError."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    colours = dict(zip(RECEIVERS, (BLUE, GREEN, VERMILION, YELLOW), strict=True))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 3.6), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.plot(*_seconds(network), ".", color=GREY, markersize=1.5, label="packets come")
+        for (name, receiver), delays in played.items():
+            if name == trace and receiver in colours:
+                axes.plot(*_seconds(delays), color=colours[receiver], linewidth=1, label=receiver)
+        axes.set_xlabel("s")
+        axes.set_ylabel("ms after the quickest packet")
+        axes.set_title(trace, loc="left")
+        axes.legend(loc="upper right", ncols=3)
+        figure.savefig(folder / f"{trace}.png")
+
+
+def _seconds(delays: Delays) -> tuple[list[float], list[float]]:
+    return [when / 1_000 for when, _ in delays], [ms for _, ms in delays]
