@@ -154,7 +154,10 @@ class Evening:
     def everyone_hears_whom_they_should(self, from_ns: int) -> None:
         talking = [p for p in self.inside if p.heard_by_all]
         self.talked += len(talking)
-        self.tried += sum(p.talking and p.rogue and p not in talking for p in self.people)
+        self.tried += sum(
+            p.talking and p.rogue and p not in talking and p.client.phase is Phase.CONNECTED
+            for p in self.people
+        )
         for person in self.people:
             if person.client.phase is not Phase.CLOSED:
                 hears_exactly(
