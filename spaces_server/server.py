@@ -213,7 +213,8 @@ class Server:
             self._report()
         took_ns = time.monotonic_ns() - now_ns
         self.node.ticked(took_ns, self._encoding_ns, self._busy_ns + took_ns, now_ns)
-        self._priority.ticked(self._busy_ns + took_ns, now_ns)
+        if self._cores == 1:  # else the system moves a thread that has it out of others' way
+            self._priority.ticked(self._busy_ns + took_ns, now_ns)
         self._encoding_ns = self._busy_ns = 0
 
     def _work(self) -> None:
