@@ -247,7 +247,7 @@ class Audience(Clients[Member]):
     def _heard(member: Member, when_ns: int) -> None:
         """Its connection learns what it would know if it had opened its media."""
         if member.connection is not None:
-            member.connection._heard_ns = when_ns
+            member.connection.heard_ns = when_ns
 
     # -- all of them ----------------------------------------------------------------------------
 

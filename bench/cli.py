@@ -3,7 +3,8 @@ measure() as one JSON object or as a table."""
 
 import click
 
-from bench import capacity, floor, jitter, joins, latency, report, spaces, tick
+from bench import capacity, floor, joins, latency, report, spaces, tick
+from bench.jitter import run as jitter
 from bench.peers import run as peers
 from spaces_server import AGENT
 

@@ -32,20 +32,16 @@ from bench.polled import Poller, headers, udp_socket
 from protocol import frames
 from protocol.connection import MS, Closed, Connection, Event, Message
 from protocol.link import Link
-from protocol.noise import Handshake, KeyPair, NoiseError
+from protocol.noise import KeyPair, NoiseError
+from protocol.opening import Opening
 from protocol.packets import (
-    HELLO_PAYLOAD_BYTES,
     INDEX_BYTES,
     MAX_DATAGRAM_BYTES,
     NO_COOKIE,
-    VERSION,
-    Hello,
     Kind,
     Welcome,
-    key_id,
     unpack_cookie,
 )
-from protocol.sealing import SessionKeys
 
 SOCKETS = 8
 HELLO_REPEAT_NS = 500 * MS
@@ -54,20 +50,19 @@ HELLO_REPEAT_NS = 500 * MS
 class Client:
     """One client.
 
-    index: in the headers of what comes for it.  hello: until it is answered.  acts_ns: when it does
-    something that nobody asked it for.  wakes_ns: when its timer is due.  0: never.
+    index: in the headers of what comes for it.  opening: until it is answered.  acts_ns: when it
+    does something that nobody asked it for.  wakes_ns: when its timer is due.  0: never.
     """
 
-    __slots__ = ("acts_ns", "connection", "handshake", "hello", "index", "key", "last_id",
-                 "socket", "wakes_ns")  # fmt: skip
+    __slots__ = ("acts_ns", "connection", "index", "key", "last_id", "opening", "socket",
+                 "wakes_ns")  # fmt: skip
 
     def __init__(self, index: int, one: socket.socket, key: bytes) -> None:
         """key: private, 32 bytes."""
         self.index = index
         self.socket = one
         self.key = KeyPair(key)
-        self.hello = b""
-        self.handshake: Handshake | None = None
+        self.opening: Opening | None = None
         self.connection: Connection | None = None
         self.last_id = 0
         self.acts_ns = 0
@@ -130,22 +125,21 @@ class Clients(Generic[C]):
     # -- one client's way -----------------------------------------------------------------------
 
     def prepare(self, client: C, cookie: bytes = NO_COOKIE) -> None:
-        """Makes its HELLO: everything in it is authenticated, the cookie too."""
-        bare = Hello(VERSION, client.index, key_id(self._link.key), cookie, b"")
-        client.handshake = Handshake(
-            initiator=True,
-            prologue=bare.prologue,
+        """Makes its HELLO."""
+        client.opening = Opening(
+            client.index,
+            self._link.key,
+            client.key,
+            agent="spaces-bench",
             entropy=os.urandom,
-            static=client.key,
-            remote_static=self._link.key,
+            cookie=cookie,
         )
-        noise = client.handshake.write(frames.encode_greeting("spaces-bench", HELLO_PAYLOAD_BYTES))
-        client.hello = Hello(VERSION, client.index, bare.key_id, cookie, noise).pack()
 
     def greet(self, client: C, now_ns: int) -> None:
         """Says the HELLO that was prepared."""
+        assert client.opening is not None
         self._by_index[client.index] = client
-        self._send(client, client.hello)
+        self._send(client, client.opening.hello.pack())
         self._wake_at(client, now_ns + HELLO_REPEAT_NS)
 
     def ask(self, client: C, kind: type[frames.Request], now_ns: int, **fields: Any) -> None:
@@ -166,35 +160,33 @@ class Clients(Generic[C]):
             if client.connection is not None:
                 events = client.connection.receive(data, b"", now_ns)
                 self._happened(client, events or (), now_ns)
-        elif client.handshake is None:
+        elif client.opening is None:
             pass  # one more answer to a HELLO that was repeated
         elif kind == Kind.WELCOME:
-            self._connect(client, client.handshake, data, now_ns)
+            self._connect(client, client.opening, data, now_ns)
         elif kind == Kind.COOKIE:
             self._challenged(client, unpack_cookie(data)[1], now_ns)
         elif kind == Kind.REFUSED:
             self._forget(client)
             self._ended(client, "the server refuses the session")
 
-    def _connect(self, client: C, handshake: Handshake, data: bytes, now_ns: int) -> None:
+    def _connect(self, client: C, opening: Opening, data: bytes, now_ns: int) -> None:
         try:
-            server_index = handshake.read(Welcome.unpack(data).noise)[:INDEX_BYTES]
+            keys, server_index = opening.answered(Welcome.unpack(data))
         except NoiseError:
             # It answers a HELLO before this one, which had no cookie; the handshake is dead now.
             self.prepare(client)
             self.greet(client, now_ns)
             return
-        send, receive = handshake.split()
         client.connection = Connection(
-            SessionKeys.derive(send=send.key, receive=receive.key),
-            remote_index=int.from_bytes(server_index),
+            keys,
+            remote_index=server_index,
             address=b"",
             now_ns=now_ns,
             entropy=os.urandom,
             keep_alive=True,
         )
-        client.handshake = None
-        client.hello = b""
+        client.opening = None
         client.connection.ping(now_ns)  # proves the address
         self._welcomed(client, now_ns)
         self._flush(client, now_ns)

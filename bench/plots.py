@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 Figures = dict[str, Any]
 Delays = list[tuple[float, float]]  # (when, delay), ms
 
-RECEIVERS = ("ours", "ours+redundancy", "speexdsp", "fixed60")
-
 WIDTH_IN = 8.0  # with DPI twice the width of a README's text: sharp on any screen
 DPI = 200
 TICK_MS = 20
@@ -250,25 +248,23 @@ PLOTS: dict[str, Callable[[Figures, "Axes"], bool]] = {
 def draw_jitter(
     trace: str,
     network: Delays,
-    played: dict[tuple[str, str], Delays],
+    played: dict[str, Delays],
     folder: Path,
 ) -> None:
-    """Writes <trace>.png: when packets came, and when receivers played them, both as ms after the
-    path's quickest.  played: by trace and receiver.  Raises ImportError without matplotlib,
-    OSError."""
+    """Writes <trace>.png: when packets came, and when each receiver played them, both as ms after
+    the path's quickest.  Raises ImportError without matplotlib, OSError."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    colours = dict(zip(RECEIVERS, (BLUE, GREEN, VERMILION, YELLOW), strict=True))
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 3.6), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.plot(*_seconds(network), ".", color=GREY, markersize=1.5, label="packets come")
-        for (name, receiver), delays in played.items():
-            if name == trace and receiver in colours:
-                axes.plot(*_seconds(delays), color=colours[receiver], linewidth=1, label=receiver)
+        colours = (BLUE, GREEN, VERMILION, YELLOW)
+        for (receiver, delays), colour in zip(played.items(), colours, strict=False):
+            axes.plot(*_seconds(delays), color=colour, linewidth=1, label=receiver)
         axes.set_xlabel("s")
         axes.set_ylabel("ms after the quickest packet")
         axes.set_title(trace, loc="left")

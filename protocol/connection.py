@@ -161,7 +161,6 @@ class Connection:
         "_control_sealer",
         "_drained_ns",
         "_entropy",
-        "_heard_ns",
         "_keep_alive",
         "_meter",
         "_ping_due",
@@ -176,6 +175,7 @@ class Connection:
         "address",
         "credit_bytes",
         "dropped",
+        "heard_ns",
         "media_opener",
         "media_sealer",
         "state",
@@ -206,7 +206,7 @@ class Connection:
         self._channel = ReliableChannel()
         self._entropy = entropy
         self._keep_alive = keep_alive
-        self._heard_ns = now_ns
+        self.heard_ns = now_ns  # the peer; who opens its media elsewhere sets it
         self._pinged_ns = now_ns
         self._ping_token = b""  # of the ping that is out; empty: none
         self._asked_ns = now_ns
@@ -252,7 +252,7 @@ class Connection:
         if self.state is State.CLOSED:
             self._answer_close(now_ns)
             return []
-        self._heard_ns = now_ns
+        self.heard_ns = now_ns
         events: list[Event] = []
         if address != self.address:
             if counter > newest:
@@ -411,7 +411,7 @@ class Connection:
         """To be called when `deadline_ns` has passed."""
         if self.state is not State.OPEN:
             return []
-        if now_ns - self._heard_ns >= IDLE_TIMEOUT_NS:
+        if now_ns - self.heard_ns >= IDLE_TIMEOUT_NS:
             return self._lost(CloseCode.TIMEOUT, "nothing was heard for 30 s", now_ns)
         if self._channel.failed:
             return self._lost(CloseCode.UNREACHABLE, "messages are not acknowledged", now_ns)
@@ -434,7 +434,7 @@ class Connection:
             return None
         if self._ping_token:
             return self._pinged_ns + KEEPALIVE_REPEAT_NS
-        quiet_since_ns = max(self._heard_ns, self._pinged_ns)
+        quiet_since_ns = max(self.heard_ns, self._pinged_ns)
         return min(self._pinged_ns + KEEPALIVE_NS, quiet_since_ns + QUIET_NS)
 
     def _lost(self, code: CloseCode, text: str, now_ns: int) -> list[Event]:
@@ -510,8 +510,8 @@ class Connection:
         if self.state is State.CLOSING:
             return self._close_next_ns
         if self._channel.failed:
-            return self._heard_ns  # at once
-        deadline_ns = self._heard_ns + IDLE_TIMEOUT_NS
+            return self.heard_ns  # at once
+        deadline_ns = self.heard_ns + IDLE_TIMEOUT_NS
         for due_ns in (self._ping_again_ns, self._channel.deadline_ns()):
             if due_ns is not None and due_ns < deadline_ns:
                 deadline_ns = due_ns

@@ -2,7 +2,8 @@
 
     receiver    LossMeter: what is missing in a numbered stream -> Losses, each second
     sender      Redundancy: what was reported lately -> how far back to reach
-                History: the last frames -> their copies for the next packet
+                History: the last frames -> their copies for the newest one's packet
+                Repeater: both, of a speaker, who has one receiver
 
 The idea is RFC 2198's: the Opus bytes that were made already, so nothing is encoded twice and
 nothing sounds worse where no frame is lost.  How far apart the copies are matters more than how
@@ -10,10 +11,17 @@ many there are: a burst takes neighbours together, and a copy in it is lost as w
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from protocol.packets import CAPTURE_UNIT_SAMPLES, AudioFlag, Copy
+from protocol.packets import (
+    CAPTURE_UNIT_SAMPLES,
+    AudioFlag,
+    Copies,
+    Copy,
+    DownlinkAudio,
+    UplinkAudio,
+)
 
 # Numbers that are still waited for below the newest: how far packets overtake each other.
 WINDOW: Final = 32
@@ -121,7 +129,7 @@ class History:
     __slots__ = ("_frames",)
 
     def __init__(self) -> None:
-        self._frames: deque[_Frame] = deque(maxlen=DEEPEST)
+        self._frames: deque[_Frame] = deque(maxlen=1 + DEEPEST)
 
     def fork(self) -> "History":
         """Another one, with the same frames."""
@@ -129,18 +137,34 @@ class History:
         other._frames.extend(self._frames)
         return other
 
-    def add(self, timestamp: int, flags: int, opus: bytes) -> None:
-        if flags & AudioFlag.FIRST:
+    def add(self, audio: UplinkAudio | DownlinkAudio) -> None:
+        if audio.flags & AudioFlag.FIRST:
             self._frames.clear()
-        self._frames.append(_Frame(timestamp, flags, opus))
+        self._frames.append(_Frame(audio.timestamp, audio.flags, audio.opus))
 
-    def copies(self, timestamp: int, offsets: tuple[int, ...]) -> tuple[Copy, ...]:
-        """For the packet with this timestamp, before it is added itself; the oldest first."""
+    def copies(self, offsets: tuple[int, ...]) -> Copies:
+        """For the packet of the frame that was added last; the oldest first."""
+        frames = self._frames
         made = []
         for offset in reversed(offsets):
-            if offset <= len(self._frames):
-                frame = self._frames[-offset]
-                back = (timestamp - frame.timestamp) % 2**32 // CAPTURE_UNIT_SAMPLES
+            if offset < len(frames):
+                frame = frames[-1 - offset]
+                back = (frames[-1].timestamp - frame.timestamp) % 2**32 // CAPTURE_UNIT_SAMPLES
                 if 0 < back < 256:
                     made.append(Copy(back, frame.flags & AudioFlag.FIRST, frame.opus))
         return tuple(made)
+
+
+class Repeater:
+    """A speaker's end: what was sent lately, and what was reported of it."""
+
+    __slots__ = ("_history", "redundancy")
+
+    def __init__(self) -> None:
+        self.redundancy = Redundancy()
+        self._history = History()
+
+    def repeat(self, audio: UplinkAudio) -> UplinkAudio:
+        """The next packet, with the copies that it is to carry."""
+        self._history.add(audio)
+        return replace(audio, copies=self._history.copies(self.redundancy.offsets))

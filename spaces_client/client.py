@@ -16,7 +16,7 @@ until it stands again, or there is no use in it: then, and after `close`, the ph
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -28,32 +28,26 @@ from protocol import frames
 from protocol.connection import MS, CloseCode, Connection, Media, Message, Pong, Reported
 from protocol.frames import ErrorCode, FrameError
 from protocol.link import Link
-from protocol.noise import Handshake, NoiseError
+from protocol.noise import NoiseError
+from protocol.opening import Opening
 from protocol.packets import (
-    HELLO_PAYLOAD_BYTES,
-    INDEX_BYTES,
     MAX_DATAGRAM_BYTES,
     NO_COOKIE,
-    VERSION,
     AudioFlag,
-    Copies,
     DownlinkAudio,
-    Hello,
     Kind,
     MalformedPacketError,
     Refusal,
     UplinkAudio,
     Welcome,
     crowd_packets,
-    key_id,
     unpack_cookie,
     unpack_header,
     unpack_refused,
 )
 from protocol.playout import Playout
-from protocol.redundancy import History, Redundancy
+from protocol.redundancy import Repeater
 from protocol.reliable import ChannelFull
-from protocol.sealing import SessionKeys
 from spaces_client import AGENT
 from spaces_client.talker import Talker
 from spaces_client.view import SpaceView
@@ -249,7 +243,7 @@ class Client:
         self.muted = False
         self.received = Received()  # in this session
         self.playout = Playout()
-        self.redundancy = Redundancy()  # of what we say, in this session
+        self._repeater = Repeater()  # of what we say, in this session
         self.rtt_ns: int | None = None
         self.levels: dict[int, int] = {}  # seat -> -dBov, of those who sound now
         self.trouble: str | None = None  # why the session was lost, until there is one again
@@ -261,7 +255,6 @@ class Client:
         self._talker = Talker(
             bitrate=bitrate, complexity=complexity, timestamp=int.from_bytes(entropy(4))
         )
-        self._history = History()
         self._connection: Connection | None = None
         self._last_id = 0
         self._leave_id = 0  # of the request to leave; the others begin with 1
@@ -292,20 +285,17 @@ class Client:
         self._greet(NO_COOKIE, now_ns)
 
     def _greet(self, cookie: bytes, now_ns: int) -> None:
-        """Begins a handshake: everything in a HELLO is authenticated, the cookie too."""
+        """Begins a handshake."""
         self._index = int.from_bytes(self._entropy(4))
-        empty = Hello(VERSION, self._index, key_id(self.link.key), cookie, b"")
-        self._handshake = Handshake(
-            initiator=True,
-            prologue=empty.prologue,
+        self._opening = Opening(
+            self._index,
+            self.link.key,
+            self._private_key,
+            agent=AGENT,
             entropy=self._entropy,
-            static=self._private_key,
-            remote_static=self.link.key,
+            cookie=cookie,
         )
-        greeting = frames.encode_greeting(AGENT, HELLO_PAYLOAD_BYTES)
-        noise = self._handshake.write(greeting)
-        self._hello = Hello(VERSION, self._index, empty.key_id, cookie, noise)
-        self._outbox.append(self._hello.pack())
+        self._outbox.append(self._opening.hello.pack())
         self._greeted_ns = now_ns
         self._repeat_ns = HELLO_REPEAT_NS
         self._hello_due_ns = now_ns + self._repeat_ns
@@ -318,7 +308,7 @@ class Client:
                     return self._welcomed(welcome, now_ns)
             elif data[0] == Kind.COOKIE:
                 index, cookie = unpack_cookie(data)
-                if index == self._index and cookie != self._hello.cookie:
+                if index == self._index and cookie != self._opening.hello.cookie:
                     self._greet(cookie, now_ns)
             elif data[0] == Kind.REFUSED:
                 index, code = unpack_refused(data)
@@ -332,15 +322,14 @@ class Client:
             pass
         except NoiseError:
             # Somebody answered in the server's place, and the handshake is spent: a new one.
-            self._greet(self._hello.cookie, now_ns)
+            self._greet(self._opening.hello.cookie, now_ns)
         return []
 
     def _welcomed(self, welcome: Welcome, now_ns: int) -> list[ClientEvent]:
-        server_index = self._handshake.read(welcome.noise)[:INDEX_BYTES]
-        send, receive = self._handshake.split()
+        keys, server_index = self._opening.answered(welcome)
         self._connection = Connection(
-            SessionKeys.derive(send=send.key, receive=receive.key),
-            remote_index=int.from_bytes(server_index),
+            keys,
+            remote_index=server_index,
             address=self._address,
             now_ns=now_ns,
             entropy=self._entropy,
@@ -351,7 +340,7 @@ class Client:
         self.phase = Phase.CONNECTED
         self.received = Received()
         self.playout = Playout()
-        self.redundancy = Redundancy()
+        self._repeater = Repeater()
         self._connected_ns = now_ns
         if self.trouble is None:
             return [Connected()]
@@ -457,7 +446,7 @@ class Client:
                     if asked_ns >= self._joined_ns:  # else it may be of another space
                         self.view.newest = max(self.view.newest, status)
                 case Reported(losses):
-                    self.redundancy.report(losses)
+                    self._repeater.redundancy.report(losses)
                 case session.Closed():
                     events += self._over(event, now_ns)
         self._catch_up(now_ns)
@@ -650,11 +639,7 @@ class Client:
         -> the packet that goes out for it, if any."""
         packet = self._talker.talk(block) if self.may_speak else self._talker.pause(len(block))
         if packet is not None and self._connection is not None:
-            copies: Copies = ()
-            if not packet.flags & AudioFlag.FIRST:
-                copies = self._history.copies(packet.timestamp, self.redundancy.offsets)
-            self._history.add(packet.timestamp, packet.flags, packet.opus)
-            packet = replace(packet, copies=copies)
+            packet = self._repeater.repeat(packet)
             self._outbox.append(self._connection.send_media(Kind.AUDIO, packet.pack()))
         return packet
 
@@ -705,7 +690,7 @@ class Client:
             host = f"{self.link.host}:{self.link.port}"
             return self._lost(f"no answer from {host}; is it running and reachable?", now_ns)
         elif self.phase is Phase.CONNECTING and now_ns >= self._hello_due_ns:
-            self._outbox.append(self._hello.pack())
+            self._outbox.append(self._opening.hello.pack())
             self._repeat_ns = min(2 * self._repeat_ns, MAX_HELLO_REPEAT_NS)
             self._hello_due_ns = now_ns + self._repeat_ns
         return []

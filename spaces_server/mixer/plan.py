@@ -25,7 +25,7 @@ import numpy as np
 
 from protocol.connection import MS
 from protocol.opus import Encoder
-from protocol.packets import AudioFlag, DownlinkAudio, Kind, gather
+from protocol.packets import DownlinkAudio, Kind, gather
 from protocol.redundancy import NO_COPIES, History
 from spaces_server.mixer.crowd import (
     EVERY_TICK,
@@ -51,10 +51,10 @@ class MixClass:
     """Members who hear the same, and the encoder that they share.
 
     rows: by the turns at which they get it.  packets: the newest MAX_FRAMES plaintexts, each with
-    the number of its tick.  newest: the last of them, unpacked.  history: the frames before it.
-    live: a talkspurt is under way, so the members' decoders follow this
-    encoder.  limiter_gain: what the limiter ended the last frame with.  held_since_ns: since when
-    another class has had the same recipe.
+    the number of its tick.  newest: the last of them, unpacked.  history: its frame, and those
+    before it.  live: a talkspurt is under way, so the members' decoders follow this encoder.
+    limiter_gain: what the limiter ended the last frame with.  held_since_ns: since when another
+    class has had the same recipe.
     """
 
     encoder: Encoder
@@ -83,8 +83,7 @@ class MixClass:
         return sum(map(len, self.rows.values()))
 
     def give(self, tick: int, audio: DownlinkAudio) -> None:
-        if self.newest is not None:
-            self.history.add(self.newest.timestamp, self.newest.flags, self.newest.opus)
+        self.history.add(audio)
         self.newest = audio
         self.packets = (*self.packets[1 - MAX_FRAMES :], (tick, audio.pack()))
 
@@ -97,11 +96,8 @@ class MixClass:
         packets = self.after(tick - turn.frames)
         if not turn.copies or not packets or self.newest is None:
             return packets
-        newest = self.newest
-        if newest.flags & AudioFlag.FIRST:
-            return packets
-        copies = self.history.copies(newest.timestamp, turn.copies)
-        return (*packets[:-1], replace(newest, copies=copies).pack())
+        copies = self.history.copies(turn.copies)
+        return (*packets[:-1], replace(self.newest, copies=copies).pack())
 
 
 @dataclass(slots=True)

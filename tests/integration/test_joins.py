@@ -13,18 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol import frames
 from protocol.link import Link
-from protocol.noise import Handshake
-from protocol.packets import (
-    HELLO_PAYLOAD_BYTES,
-    NO_COOKIE,
-    VERSION,
-    Hello,
-    Kind,
-    Welcome,
-    key_id,
-)
+from protocol.opening import Opening
+from protocol.packets import Kind, Welcome
 from tests.integration.processes import PATIENCE_S
 from tests.integration.test_live import running_server
 
@@ -32,16 +23,8 @@ NEWCOMERS = 60  # more than the transport reads at once; fewer than need cookies
 
 
 def hello_of(number: int, link: Link) -> bytes:
-    bare = Hello(VERSION, number, key_id(link.key), NO_COOKIE, b"")
-    handshake = Handshake(
-        initiator=True,
-        prologue=bare.prologue,
-        entropy=os.urandom,
-        static=os.urandom(32),
-        remote_static=link.key,
-    )
-    noise = handshake.write(frames.encode_greeting("test", HELLO_PAYLOAD_BYTES))
-    return Hello(VERSION, number, bare.key_id, NO_COOKIE, noise).pack()
+    opening = Opening(number, link.key, os.urandom(32), agent="test", entropy=os.urandom)
+    return opening.hello.pack()
 
 
 async def test_a_burst_of_newcomers_is_welcomed_one_by_one(tmp_path: Path) -> None:

@@ -618,13 +618,20 @@ def given_to(plan: Plan, tick: int) -> dict[int, DownlinkAudio]:
     }
 
 
-def test_who_loses_packets_gets_earlier_frames_again_and_nobody_else() -> None:
-    plan = Plan(partial(Encoder, complexity=0))
-    for member in range(3):
-        plan.add_member(member, member)
+def audience_of(members: int, crowd: Crowd = NO_CROWDS, packet_ms: int = 20) -> Plan:
+    """They hear 9, and have heard nine ticks of it."""
+    plan = Plan(partial(Encoder, complexity=0), crowd)
+    for member in range(members):
+        plan.add_member(member, member, packet_ms)
     plan.rebuild([9], 0)
-    for tick in range(10):
-        got = given_to(plan, tick)
+    for tick in range(9):
+        given_to(plan, tick)
+    return plan
+
+
+def test_who_loses_packets_gets_earlier_frames_again_and_nobody_else() -> None:
+    plan = audience_of(3)
+    given_to(plan, 9)
     plan.set_copies(1, (2, 4))
     got = given_to(plan, 10)
     assert got[0] == got[2] == mixed(10)
@@ -636,12 +643,7 @@ def test_who_loses_packets_gets_earlier_frames_again_and_nobody_else() -> None:
 
 
 def test_whoever_needs_copies_is_in_no_crowd() -> None:
-    plan = Plan(partial(Encoder, complexity=0), Crowd(2, 60))
-    for member in range(6):
-        plan.add_member(member, member, 60)
-    plan.rebuild([9], 0)
-    for tick in range(9):
-        given_to(plan, tick)
+    plan = audience_of(6, Crowd(2, 60), packet_ms=60)
     plan.set_copies(1, (1,))
     for tick in range(9, 12):  # what is owed from before goes out first
         got = given_to(plan, tick)
@@ -653,12 +655,8 @@ def test_whoever_needs_copies_is_in_no_crowd() -> None:
 
 def test_a_payload_is_made_once_for_all_who_need_the_same_copies() -> None:
     """Costs: as many jobs as there are kinds of payload, however many members."""
-    plan = Plan(partial(Encoder, complexity=0))
-    for member in range(300):
-        plan.add_member(member, member)
-    plan.rebuild([9], 0)
-    for tick in range(10):
-        given_to(plan, tick)
+    plan = audience_of(300)
+    given_to(plan, 9)
     for member in range(300):
         plan.set_copies(member, ((), (1,), (2, 4))[member % 3])
     for mix_class in plan.classes:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.jitter import MS, JitterBuffer, Verdict
+from protocol.jitter import MS, Verdict
 from protocol.opus import Decoder, Encoder, Samples
 from protocol.playout import FADE_SAMPLES, Playout
 
@@ -75,8 +75,9 @@ def largest_step(pcm: Samples) -> float:
 
 @pytest.fixture
 def unstretched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Delay is let be, so that every sample can be told."""
-    monkeypatch.setattr(JitterBuffer, "_stretch", lambda *_: 0)
+    """No sound can be stretched unheard, so every sample can be told."""
+    monkeypatch.setattr("protocol.playout.shorten", lambda pcm, most_samples: len(pcm))
+    monkeypatch.setattr("protocol.playout.lengthen", lambda pcm, size: size)
 
 
 @pytest.mark.usefixtures("unstretched")

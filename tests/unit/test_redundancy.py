@@ -1,6 +1,7 @@
 """Losses counted and reported; earlier frames sent again."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from protocol.redundancy import (
     Losses,
     LossMeter,
     Redundancy,
+    Repeater,
 )
 
 FRAME = 960
@@ -116,11 +118,15 @@ def test_a_single_lost_packet_in_a_minute_costs_nobody_anything() -> None:
     assert redundancy.offsets == NO_COPIES
 
 
+def frame(number: int, flags: int = 0, opus: bytes = b"") -> UplinkAudio:
+    return UplinkAudio(number * FRAME % 2**32, flags, opus)
+
+
 def test_copies_are_the_same_bytes_as_before_the_oldest_first() -> None:
     history = History()
-    for number in range(10):
-        history.add(number * FRAME, AudioFlag.FIRST if number == 0 else 0, bytes([number]))
-    assert history.copies(10 * FRAME, (1, 3, 6)) == (
+    for number in range(11):
+        history.add(frame(number, AudioFlag.FIRST if number == 0 else 0, bytes([number])))
+    assert history.copies((1, 3, 6)) == (
         Copy(48, 0, b"\x04"),
         Copy(24, 0, b"\x07"),
         Copy(8, 0, b"\x09"),
@@ -130,25 +136,27 @@ def test_copies_are_the_same_bytes_as_before_the_oldest_first() -> None:
 def test_copies_do_not_reach_into_the_talkspurt_before() -> None:
     history = History()
     for number in range(5):
-        history.add(number * FRAME, 0, b"old")
-    history.add(5 * FRAME, AudioFlag.FIRST, b"new")
-    assert history.copies(6 * FRAME, (1, 3)) == (Copy(8, AudioFlag.FIRST, b"new"),)
+        history.add(frame(number, 0, b"old"))
+    history.add(frame(5, AudioFlag.FIRST, b"new"))
+    assert history.copies((1, 3)) == ()
+    history.add(frame(6))
+    assert history.copies((1, 3)) == (Copy(8, AudioFlag.FIRST, b"new"),)
 
 
 def test_a_fork_goes_its_own_way() -> None:
     history = History()
-    history.add(0, 0, b"0")
+    history.add(frame(0, 0, b"0"))
     other = history.fork()
-    other.add(FRAME, 0, b"1")
-    assert len(history.copies(2 * FRAME, (1,))) == 1
-    assert history.copies(2 * FRAME, (1,))[0].opus == b"0"
-    assert other.copies(2 * FRAME, (1,))[0].opus == b"1"
+    other.add(frame(1, 0, b"1"))
+    assert history.copies((1,)) == ()
+    assert other.copies((1,)) == (Copy(8, 0, b"0"),)
 
 
 def test_timestamps_may_wrap_between_a_frame_and_its_copy() -> None:
     history = History()
-    history.add(2**32 - FRAME, 0, b"before")
-    [copy] = history.copies(0, (1,))
+    history.add(frame(-1, 0, b"before"))
+    history.add(frame(0))
+    [copy] = history.copies((1,))
     assert copy.timestamp(0) == 2**32 - FRAME
     again = UplinkAudio.unpack(UplinkAudio(0, 0, b"now", (copy,)).pack())
     assert again.copies == (copy,)
@@ -156,4 +164,18 @@ def test_timestamps_may_wrap_between_a_frame_and_its_copy() -> None:
 
 @pytest.mark.parametrize("offset", [1, DEEPEST])
 def test_what_was_not_sent_is_not_copied(offset: int) -> None:
-    assert History().copies(0, (offset,)) == ()
+    history = History()
+    assert history.copies((offset,)) == ()
+    history.add(frame(0))
+    assert history.copies((offset,)) == ()
+
+
+def test_a_speaker_repeats_what_is_reported_as_lost() -> None:
+    repeater = Repeater()
+    assert repeater.repeat(frame(0, AudioFlag.FIRST, b"0")).copies == ()
+    assert repeater.repeat(frame(1, 0, b"1")).copies == ()
+    repeater.redundancy.report(Losses(100, 2, 2))
+    assert repeater.redundancy.offsets == (1,)
+    assert repeater.repeat(frame(2, 0, b"2")) == replace(
+        frame(2, 0, b"2"), copies=(Copy(8, 0, b"1"),)
+    )

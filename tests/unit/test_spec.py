@@ -39,6 +39,7 @@ from protocol import (
 )
 from protocol.connection import Chunk, CloseCode, Connection, Media, Message, Pong
 from protocol.noise import Handshake, public_key
+from protocol.opening import Opening
 from protocol.packets import (
     Audible,
     AudioFlag,
@@ -700,6 +701,22 @@ def test_the_hello_and_the_welcome() -> None:
     send, receive = handshake.split()
     assert send.key == EXAMPLE["split: client to server"]
     assert receive.key == EXAMPLE["split: server to client"]
+
+
+def test_a_client_opens_as_the_example_does() -> None:
+    opening = Opening(
+        int.from_bytes(EXAMPLE["client index"]),
+        EXAMPLE["server static public"],
+        EXAMPLE["client static private"],
+        agent="example client",
+        entropy=lambda _: EXAMPLE["client ephemeral private"],
+    )
+    assert opening.hello.pack() == EXAMPLE["HELLO"]
+    keys, index = opening.answered(Welcome.unpack(EXAMPLE["WELCOME"]))
+    assert index.to_bytes(4) == EXAMPLE["server index"]
+    assert keys == SessionKeys.derive(
+        send=EXAMPLE["split: client to server"], receive=EXAMPLE["split: server to client"]
+    )
 
 
 def test_a_server_takes_the_hello_and_its_client_the_answer() -> None:

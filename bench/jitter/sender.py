@@ -1,0 +1,72 @@
+"""What is said over a trace, and the client that sends it."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.jitter.traces import Sent, Trace
+from protocol.opus import Encoder
+from protocol.packets import AudioFlag, UplinkAudio
+from protocol.redundancy import Losses, Repeater
+from spaces_client.audio import BLOCK_SAMPLES
+from spaces_client.crowd import voice_files
+from spaces_client.synth import synthesise_voice
+from spaces_client.wav import read_blocks
+
+Samples = NDArray[np.float32]
+
+BITRATE, COMPLEXITY = 32_000, 10
+FEC_LOSS_PERCENT = 10  # what the encoder is told to expect while FEC is on
+
+
+@cache
+def speech_blocks(folder: Path | None) -> Samples:
+    """-> (n, 960): all recordings of a folder one after the other, or synthesised voices.  Raises
+    AudioError."""
+    if folder is None:
+        blocks = [synthesise_voice(number, 8.0).reshape(-1, BLOCK_SAMPLES) for number in range(4)]
+    else:
+        blocks = [np.array(list(read_blocks(file))) for file in voice_files(folder)]
+    return np.concatenate(blocks)
+
+
+def said(trace: Trace, blocks: Samples) -> Samples:
+    """The trace's whole time, (m, 960): speech where it sends, silence elsewhere."""
+    first = trace.packets[0].number
+    spoken = np.zeros((trace.packets[-1].number - first + 1, BLOCK_SAMPLES), np.float32)
+    for packet in trace.packets:
+        spoken[packet.number - first] = blocks[packet.number % len(blocks)]
+    return spoken
+
+
+class Sender:
+    """A speaker's client: encodes, and does about losses what it does."""
+
+    def __init__(self, spoken: Samples, first: int, *, fec: bool | None, copies: bool) -> None:
+        """fec: in-band FEC always, never, or (None) while losses are reported.  copies: whether
+        earlier frames are sent again then."""
+        self._spoken, self._first = spoken, first
+        self._encoder = Encoder(bitrate=BITRATE, complexity=COMPLEXITY, fec=bool(fec))
+        self._encoder.expected_loss_percent = FEC_LOSS_PERCENT if fec else 0
+        self._by_report, self._copies = fec is None, copies
+        self._repeater = Repeater()
+
+    def report(self, losses: Losses) -> None:
+        """The receiver says what it has lost lately."""
+        self._repeater.redundancy.report(losses)
+
+    def send(self, packet: Sent) -> UplinkAudio:
+        if packet.first:
+            self._encoder.reset()
+        if self._by_report:
+            lossy = bool(self._repeater.redundancy.offsets)
+            self._encoder.fec = lossy
+            self._encoder.expected_loss_percent = FEC_LOSS_PERCENT if lossy else 0
+        audio = UplinkAudio(
+            packet.number * BLOCK_SAMPLES & 0xFFFF_FFFF,
+            AudioFlag.FIRST * packet.first | AudioFlag.LAST * packet.last,
+            self._encoder.encode(self._spoken[packet.number - self._first]),
+        )
+        return self._repeater.repeat(audio) if self._copies else audio
