@@ -1,6 +1,6 @@
 """The mixing loop: what happens every 20 ms, for all spaces together.
 
-    1. decode   each waiting source fills its row of `planes`
+    1. decode   each waiting source fills its row of `planes`, at its level
     2. plan     where the sources that sound, or the members, have changed
     3. mix      gains @ planes, one row a class; limiter
     4. encode   once a class, in parallel over all spaces
@@ -20,18 +20,13 @@ from protocol.opus import Encoder
 from protocol.packets import Audible, AudioFlag, DownlinkAudio, UplinkAudio
 from spaces_server.mixer.crowd import FRAME_MS, NO_CROWDS, Crowd
 from spaces_server.mixer.egress import Egress
+from spaces_server.mixer.loudness import Leveller
 from spaces_server.mixer.plan import MixClass, Plan
 from spaces_server.mixer.source import FRAME_SAMPLES, Source
 
 A = TypeVar("A")
 B = TypeVar("B")
 ParallelMap = Callable[[Callable[[A], B], Iterable[A]], Iterable[B]]
-
-LIMIT = 10 ** (-1 / 20)  # -1 dBFS: leaves room for what the codec adds to peaks
-LIMITER_RAMP_SAMPLES = 120  # 2.5 ms
-LIMITER_RELEASE = 10 ** (1 / 20)  # at most 1 dB a frame back up
-
-_RAMP = np.linspace(0, 1, LIMITER_RAMP_SAMPLES, endpoint=False, dtype=np.float32)
 
 
 @dataclass(slots=True)
@@ -45,24 +40,13 @@ class MixerStats:
     classes: int = 0
 
 
-def limit(mix: NDArray[np.float32], gain_before: float) -> float:
-    """Turns a frame (FRAME_SAMPLES,) down, in place, so far that it stays below LIMIT; the gain
-    moves over a short ramp, at once downwards and slowly back.  -> the gain at the end."""
-    peak = float(np.abs(mix).max())
-    gain = min(1.0, gain_before * LIMITER_RELEASE, LIMIT / peak if peak > 0 else 1.0)
-    if gain < 1.0 or gain_before < 1.0:
-        mix[:LIMITER_RAMP_SAMPLES] *= gain_before + (gain - gain_before) * _RAMP
-        mix[LIMITER_RAMP_SAMPLES:] *= gain
-        np.clip(mix, -1.0, 1.0, out=mix)  # a peak within the ramp
-    return gain
-
-
 class SpaceMix:
     """Sources and plan of one space."""
 
     def __init__(self, new_encoder: Callable[[], Encoder], crowd: Crowd) -> None:
         self.plan = Plan(new_encoder, crowd)
         self.sources: dict[int, Source] = {}  # member id -> source
+        self._levellers: dict[int, Leveller] = {}  # of members who were on stage at least once
         self._active: tuple[int, ...] = ()
         self._planes = np.zeros((0, FRAME_SAMPLES), np.float32)
 
@@ -73,6 +57,7 @@ class SpaceMix:
     def remove_member(self, member: int) -> None:
         """Their source is removed before, and may still be fading out."""
         self.plan.remove_member(member)
+        self._levellers.pop(member, None)
         if member not in self.sources:
             self.plan.forget_source(member)
 
@@ -81,7 +66,7 @@ class SpaceMix:
         if source is not None:  # muted and unmuted before the fade was over
             source.resume(seat)
             return
-        self.sources[member] = Source(seat)
+        self.sources[member] = Source(seat, self._levellers.setdefault(member, Leveller()))
         self.plan.set_gain(member, member, 0.0)
         if len(self._planes) < len(self.sources):
             self._planes = np.zeros((len(self.sources) + 3, FRAME_SAMPLES), np.float32)
@@ -135,10 +120,10 @@ class SpaceMix:
                 gains[row, column[member]] = gain
         mixes = gains @ np.stack([sounding[member] for member in active])
         for mix_class, samples in zip(classes, mixes, strict=True):
-            mix_class.limiter_gain = limit(samples, mix_class.limiter_gain)
-            mix_class.peak = float(np.abs(samples).max())
             if not mix_class.live:
                 mix_class.encoder.reset()  # the members reset their decoders at FIRST
+                mix_class.limiter.reset()
+            mix_class.peak = mix_class.limiter.limit(samples)
         return decodes, list(zip(classes, mixes, strict=True))
 
     def packet(self, mix_class: MixClass, timestamp: int, opus: bytes) -> DownlinkAudio:

@@ -8,9 +8,9 @@ source that sounds, and only when something changes.  Somebody more or less in t
 nothing but its rows.
 
 Two rules keep the switch between classes inaudible.  A class that splits off *forks* the encoder
-of the class it leaves, so its members' decoders notice nothing.  Members whose recipe becomes
-that of another class again cannot be forked back: their class goes on beside it and joins at the
-first quiet tick, at the latest after HOLD_NS.
+and the limiter of the class it leaves, so its members' decoders notice nothing.  Members whose
+recipe becomes that of another class again cannot be forked back: their class goes on beside it and
+joins at the first quiet tick, at the latest after HOLD_NS.
 
 Two more see to it that whoever is in a crowd (crowd.py) gets every packet of their mix, once, and
 none from before.  A member takes a turn when nothing is gathered for it, and gets a packet at every
@@ -38,6 +38,7 @@ from spaces_server.mixer.crowd import (
     Turn,
     turn_of,
 )
+from spaces_server.mixer.limiter import Limiter
 
 HOLD_NS = 2_000 * MS
 QUIET_PEAK = 10 ** (-50 / 20)  # -50 dBFS: what changes below it is not heard
@@ -48,13 +49,13 @@ Job = tuple[Kind, bytes, Rows]  # a datagram's kind and plaintext, and who gets 
 
 @dataclass(slots=True, eq=False)
 class MixClass:
-    """Members who hear the same, and the encoder that they share.
+    """Members who hear the same, and the encoder and limiter that they share.
 
     rows: by the turns at which they get it.  packets: the newest MAX_FRAMES plaintexts, each with
     the number of its tick.  newest: the last of them, unpacked.  history: its frame, and those
     before it.  live: a talkspurt is under way, so the members' decoders follow this encoder.
-    limiter_gain: what the limiter ended the last frame with.  held_since_ns: since when another
-    class has had the same recipe.
+    peak: of the last mix, as Limiter.limit gives it.  held_since_ns: since when another class has
+    had the same recipe.
     """
 
     encoder: Encoder
@@ -64,7 +65,7 @@ class MixClass:
     newest: DownlinkAudio | None = None
     history: History = field(default_factory=History)
     live: bool = False
-    limiter_gain: float = 1.0
+    limiter: Limiter = field(default_factory=Limiter)
     peak: float = 0.0
     held_since_ns: int | None = None
 
@@ -75,7 +76,7 @@ class MixClass:
             newest=self.newest,
             history=self.history.fork(),
             live=self.live,
-            limiter_gain=self.limiter_gain,
+            limiter=self.limiter.fork(),
         )
 
     def __len__(self) -> int:

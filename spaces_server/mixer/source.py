@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.playout import Playout
+from spaces_server.mixer.loudness import Leveller
 
 FRAME_SAMPLES = 960  # 20 ms at 48 kHz
 SILENT_LEVEL = 127
@@ -23,15 +24,17 @@ def level_dbov(samples: NDArray[np.float32]) -> int:
 
 
 class Source:
-    """Jitter buffer, decoder and level of one speaker.
+    """Jitter buffer, decoder, leveller and level of one speaker.
 
     `sounding` is what mix classes follow.  It holds for one tick longer than the speech, so that
     the classes' encoders get out what they still hold (their look-ahead of 6.5 ms); `ending` is
     that tick.
     """
 
-    def __init__(self, seat: int) -> None:
+    def __init__(self, seat: int, leveller: Leveller | None = None) -> None:
+        """leveller: None leaves the speaker as they are."""
         self.seat = seat
+        self._leveller = leveller
         self.sounding = False
         self.ending = False
         self.level = SILENT_LEVEL
@@ -60,6 +63,10 @@ class Source:
         """The next FRAME_SAMPLES into `out`; sets sounding, ending, level and capture."""
         was_sounding = self.sounding and not self.ending
         sounds = self._playout.pull(out, now_ns)
+        if self._leveller is not None and sounds:
+            self._leveller.level(out)
+        elif self._leveller is not None and was_sounding:
+            self._leveller.end(out)
         if self.stopped:
             out[:_CUT_SAMPLES] *= _CUT if was_sounding else 0
             out[_CUT_SAMPLES:] = 0

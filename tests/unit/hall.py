@@ -29,6 +29,7 @@ TICK_NS = 20 * MS
 SECOND = 50  # in ticks
 FRAME = 960
 TONE_HZ = 440.0
+TONE_LEVEL = 0.06  # steady and not loud: the mixer leaves it as it is
 NOT_TAKEN = "audio of one who may not speak"
 OUTSIDE = "audio outside a space"
 
@@ -78,7 +79,7 @@ class Guest:
     def audio(self) -> bytes:
         """The plaintext of the next packet of a voice, whether or not one may speak."""
         at = (self.spoken * FRAME + np.arange(FRAME)) / 48_000
-        sound = (0.2 * np.sin(2 * np.pi * self.tone_hz * at)).astype(np.float32)
+        sound = (TONE_LEVEL * np.sin(2 * np.pi * self.tone_hz * at)).astype(np.float32)
         flags = 0 if self.spoken else AudioFlag.FIRST
         self.spoken += 1
         opus = self.encoder.encode(sound)

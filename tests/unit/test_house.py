@@ -15,7 +15,7 @@ from spaces_client.client import Notified, Removed
 from spaces_server.policy.house import HouseRules
 from spaces_server.policy.space import SpaceRules
 from spaces_server.recorder import MAX_PACKETS
-from tests.unit.hall import SECOND, Guest, Hall, decoded, level
+from tests.unit.hall import SECOND, TONE_LEVEL, Guest, Hall, decoded, level
 
 GATHERED = 14  # ticks after which the feed has told of everything
 LIMITED = HouseRules(limited_rates=False, access=Access.LIMITED)
@@ -377,7 +377,7 @@ def test_evidence_is_the_last_30_s_and_only_a_moderator_opens_it() -> None:
     assert recording[-1][0] == speaker.spoken * 960
     sound = decoded([opus for _, opus in recording])
     assert len(sound) == 30 * 48_000
-    assert 0.7 < level(sound, speaker.tone_hz) / 0.2 < 1.4
+    assert 0.7 < level(sound, speaker.tone_hz) / TONE_LEVEL < 1.4
     with pytest.raises(evidence.EvidenceError):
         evidence.open(speaker.key, found.sender_key, found.sealed_key, sealed)
     hall.refuses(ErrorCode.NOT_ALLOWED, speaker, frames.GetEvidence, report=report.id)

@@ -219,13 +219,13 @@ def test_members_without_numbers_of_their_own_cost_nothing() -> None:
 # -- switching ------------------------------------------------------------------------------------
 
 
-def test_a_class_that_splits_off_forks_the_encoder() -> None:
+def test_a_class_that_splits_off_forks_the_encoder_and_the_limiter() -> None:
     plan = new_plan(5)
     on_stage(plan, [0, 1])
     mix(plan, [0])
     parent = class_of(plan, 1)
     assert parent is not None
-    parent.limiter_gain = 0.7
+    parent.limiter.limit(np.full(960, 5, np.float32))
     for frame in range(20):
         parent.encoder.encode(tone(frame))
     mix(plan, [0, 1])
@@ -233,7 +233,11 @@ def test_a_class_that_splits_off_forks_the_encoder() -> None:
     assert twin is not None
     assert twin is not parent
     assert class_of(plan, 4) is parent
-    assert (twin.live, twin.limiter_gain) == (True, 0.7)
+    assert twin.live
+    after = np.zeros((2, 960), np.float32)
+    assert [c.limiter.limit(one) for c, one in zip((parent, twin), after, strict=True)] == [5, 5]
+    np.testing.assert_array_equal(after[0], after[1])
+    assert after.any()
     cold = Encoder(complexity=0)
     packets = [
         [c.encode(tone(frame)) for frame in range(20, 40)]

@@ -9,7 +9,7 @@ import pytest
 from protocol import frames
 from protocol.packets import Kind
 from spaces_server.mixer.plan import HOLD_NS
-from tests.unit.hall import OUTSIDE, SECOND, TICK_NS, Guest, Hall, level
+from tests.unit.hall import OUTSIDE, SECOND, TICK_NS, TONE_LEVEL, Guest, Hall, level
 
 TONES_HZ = (440.0, 1_010.0)
 HEARD = (0.7, 1.4)  # what a voice codec does to a tone that it may distort
@@ -38,7 +38,7 @@ def classes_of(hall: Hall, audience: list[Guest]) -> int:
 def hears(guest: Guest, *talking: Guest) -> list[float]:
     """How loud each of these is in what the guest has heard; 1 is as it was spoken."""
     sound = guest.sound()
-    return [level(sound, speaker.tone_hz) / 0.2 for speaker in talking]
+    return [level(sound, speaker.tone_hz) / TONE_LEVEL for speaker in talking]
 
 
 def stage(listeners: int = 2) -> tuple[Hall, list[Guest]]:
