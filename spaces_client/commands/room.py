@@ -19,6 +19,7 @@ from protocol.text import TextError, shown
 from protocol.text import handle as normal_handle
 from spaces_client import devices
 from spaces_client.audio import AudioError, AudioInput, AudioOutput
+from spaces_client.comfort import ComfortNoise
 from spaces_client.commands.account import name_type, sign_up
 from spaces_client.commands.common import (
     HandleType,
@@ -255,8 +256,9 @@ async def _sound(
         source = file = WavInput(input_file, loop=loop)
     elif not listen_only:
         source = devices.DeviceInput(microphone)
-    output: AudioOutput
-    output = WavOutput(output_file) if output_file else devices.DeviceOutput(speakers)
+    output: AudioOutput = (
+        WavOutput(output_file) if output_file else ComfortNoise(devices.DeviceOutput(speakers))
+    )
     processor, note = None, ""
     if source is not None and input_file is None:
         processor, note = _processor(voice)
