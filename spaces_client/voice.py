@@ -6,7 +6,6 @@ WebRTC's audio processing, where the optional package `pywebrtc-audio` is instal
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, Final
 
 import numpy as np
@@ -20,9 +19,10 @@ except ImportError:  # the extra `voice` is not installed
     webrtc = None
 
 # What was played waits here until the microphone's block of the same time comes. It must be short:
-# the canceller needs to see the loudspeaker's block before its echo, and the two buffers of a
+# the canceller needs to see the loudspeaker's sound before its echo, and the two buffers of a
 # device make an echo no less than about 40 ms late.
-_MAX_FAR_BLOCKS: Final = 2
+_MAX_FAR_SAMPLES: Final = 2 * BLOCK_SAMPLES
+DELAY_NS: Final = 15_000_000  # what comes out is about as much older than what went in
 
 _NOISE_LEVEL: Final = 2  # WebRTC's "high": up to 18 dB
 # Speech is led to about -25 dBFS: the level Opus and the mixer are at ease with. The controller's
@@ -35,7 +35,7 @@ _MAX_NOISE_DBFS: Final = -60.0  # a quiet room stays quiet: no more gain than th
 class VoiceProcessor:
     """Cleans one microphone; one instance for each, used from one thread.
 
-    It delays the voice by about 15 ms. Raises AudioError when the package is missing: ask
+    It delays the voice (DELAY_NS). Raises AudioError when the package is missing: ask
     `available()` first.
     """
 
@@ -54,16 +54,18 @@ class VoiceProcessor:
             max_gain_db=_MAX_GAIN_DB,
             max_output_noise_level_dbfs=_MAX_NOISE_DBFS,
         )
-        self._far: deque[Samples] = deque(maxlen=_MAX_FAR_BLOCKS)
-        self._silence: Samples = np.zeros(BLOCK_SAMPLES, np.float32)
+        self._far: Samples = np.zeros(0, np.float32)
 
     def played(self, far: Samples) -> None:
-        """Tell what went to the loudspeaker, shape (960,): it is what echoes. Copied."""
-        self._far.append(np.nan_to_num(far))
+        """Tell what went to the loudspeaker, shape (n,): it is what echoes. Copied."""
+        self._far = np.concatenate((self._far, np.nan_to_num(far)))[-_MAX_FAR_SAMPLES:]
 
     def process(self, near: Samples) -> Samples:
-        """One block from the microphone, shape (960,), to one cleaned block of the same shape."""
-        far = self._far.popleft() if self._far else self._silence
+        """One block from the microphone, shape (n,) of 10 or 20 ms, to one cleaned block of the
+        same shape."""
+        far: Samples = np.zeros(len(near), np.float32)
+        if len(self._far) >= len(near):
+            far, self._far = self._far[: len(near)], self._far[len(near) :]
         # The filters remember: one value that is no number would silence them for good.
         out = self._echo.process(np.nan_to_num(near), far)
         cleaned: Samples = self._gain.process(self._noise.process(out))
@@ -71,7 +73,7 @@ class VoiceProcessor:
 
     def reset(self) -> None:
         """Forget the room, the noise and the level, as for another microphone."""
-        self._far.clear()
+        self._far = self._far[:0]
         self._echo.reset()
         self._noise.reset()
         self._gain.reset()

@@ -605,6 +605,21 @@ def test_the_near_voice_survives_while_the_far_one_echoes() -> None:
 
 
 @needs_voice
+def test_what_is_played_by_halves_of_a_block_is_taken_in_whole_ones() -> None:
+    """As a device pulls it; and a device may have been quicker or slower than the microphone."""
+    voice, halves = VoiceProcessor(), VoiceProcessor()
+    rng = np.random.default_rng(5)
+    for _ in range(10):
+        near, far = (0.1 * rng.standard_normal((2, BLOCK_SAMPLES))).astype(np.float32)
+        voice.played(far)
+        halves.played(far[: BLOCK_SAMPLES // 2])
+        halves.played(far[BLOCK_SAMPLES // 2 :])
+        assert (voice.process(near) == halves.process(near)).all()
+    halves.played(far[:480])
+    assert halves.process(near).shape == near.shape
+
+
+@needs_voice
 def test_far_blocks_that_nobody_takes_are_dropped() -> None:
     far = synthesise_voice(3, 8.0)
     echo = echo_of(far, 60)
