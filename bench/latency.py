@@ -35,7 +35,7 @@ from bench.process import cores, pinned
 from bench.server import MeasuredServer
 from protocol.opus import Encoder
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
-from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES, AudioInput
+from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES, AudioInput, AudioOutput
 from spaces_client.client import Heard
 from spaces_client.crowd import Delays, VoiceInput, join_listeners, join_speakers, voice_files
 from spaces_client.live import LiveSpace
@@ -70,7 +70,7 @@ class _Mouths:
         return None
 
 
-class _Ear:
+class _Ear(AudioOutput):
     """A listener's sound card: takes a block every 20 ms and finds out when it was spoken."""
 
     def __init__(self, listener: LiveSpace, mouths: _Mouths) -> None:

@@ -348,7 +348,8 @@ def _frame_table(kinds: Sequence[type[msgspec.Struct]], *, replies: bool = False
 
 
 STRUCTURES: Final = (
-    frames.Member, frames.Settings, frames.Snapshot, frames.Reaction, frames.FeedBatch,
+    frames.Member, frames.Settings, frames.Snapshot, frames.VoiceClock, frames.Reaction,
+    frames.FeedBatch,
     frames.Account, frames.Person, frames.Device, frames.Waiting, frames.SpaceInfo,
     frames.InviteInfo, frames.MessageInfo, frames.PostInfo, frames.ReportInfo,
     frames.Greeting,

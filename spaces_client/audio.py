@@ -50,6 +50,11 @@ class AudioInput(Protocol):
 class AudioOutput(Protocol):
     """A sink of blocks: speakers or a file."""
 
+    @property
+    def delay_ms(self) -> float:
+        """From a block being filled to its first sample being heard, as far as is known."""
+        return 0.0
+
     def start(self, pull: Callable[[Samples, int], None]) -> None:
         """Begin. `pull(out, now_ns)` must fill all of `out`, shape (960,) or less.
 

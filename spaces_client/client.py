@@ -49,12 +49,14 @@ from protocol.playout import Playout
 from protocol.redundancy import Repeater
 from protocol.reliable import ChannelFull
 from spaces_client import AGENT
+from spaces_client.delay import ASK_FIRST_NS, ASK_NS, EXCHANGES, Ears, ServerClock, VoiceOrigin
 from spaces_client.talker import Talker
 from spaces_client.view import SpaceView
 
 CONNECT_TIMEOUT_NS = 5_000 * MS
 HELLO_REPEAT_NS = 250 * MS  # doubled once: a lossy path needs several
 MAX_HELLO_REPEAT_NS = 500 * MS
+BLOCK_SAMPLES = 960  # in a packet of the mix
 PACKET_MS = 60  # of audio that we take in one datagram
 GAP_NS = (PACKET_MS + 30) * MS  # a talkspurt without a packet: has our address changed?
 PROBES = 8
@@ -244,6 +246,9 @@ class Client:
         self.received = Received()  # in this session
         self.playout = Playout()
         self._repeater = Repeater()  # of what we say, in this session
+        self.clock = ServerClock()  # of this session's server
+        self.ears = Ears(BLOCK_SAMPLES)  # how late what is heard is, while `measuring`
+        self.measuring = False
         self.rtt_ns: int | None = None
         self.levels: dict[int, int] = {}  # seat -> -dBov, of those who sound now
         self.trouble: str | None = None  # why the session was lost, until there is one again
@@ -255,6 +260,11 @@ class Client:
         self._talker = Talker(
             bitrate=bitrate, complexity=complexity, timestamp=int.from_bytes(entropy(4))
         )
+        self._origin = VoiceOrigin()
+        self._clock_due_ns: int | float = 0  # when to ask for the server's clock, if it is needed
+        self._clock_wanted = False
+        self._clock_id = 0  # of the request that has no answer yet
+        self._clock_asked_ns = 0
         self._connection: Connection | None = None
         self._last_id = 0
         self._leave_id = 0  # of the request to leave; the others begin with 1
@@ -341,6 +351,8 @@ class Client:
         self.received = Received()
         self.playout = Playout()
         self._repeater = Repeater()
+        self.clock = ServerClock()
+        self._clock_due_ns = self._clock_id = 0
         self._connected_ns = now_ns
         if self.trouble is None:
             return [Connected()]
@@ -475,6 +487,8 @@ class Client:
             return []  # of a space that was left
         last = bool(audio.flags & AudioFlag.LAST)
         self.playout.take(audio, now_ns)
+        if self.measuring:
+            self.ears.came(audio)
         self.levels = {a.seat: a.level for a in audio.audible}
         self._gap_ns = None if last else now_ns + GAP_NS
         self._probes = 0
@@ -537,6 +551,14 @@ class Client:
                 return [Reconnected(), Changed()]
             case frames.Error(re=self._rejoin_id):
                 return self._not_let_in(reply, now_ns)
+            case frames.Clocks(now=clock, voices=voices):
+                self._clock_id = 0
+                self.clock.answered(clock, self._clock_asked_ns, now_ns)
+                self.ears.learn(voices)
+            case frames.Error(re=self._clock_id, code=code):
+                self._clock_id = 0
+                if code == ErrorCode.UNKNOWN_TYPE:
+                    self._clock_due_ns = math.inf  # an older server's
             case frames.Error(code=frames.ErrorCode.TOO_OLD):
                 self._request_own(frames.Look)
             case frames.Updates(space=self.view.id):
@@ -560,6 +582,7 @@ class Client:
         self.view.take(joined.you, joined.snapshot)
         self._joined_ns = now_ns
         self._looks_in_vain = 0
+        self.ears = Ears(BLOCK_SAMPLES)
         if self._entry is not None:
             # Whoever is on stage by now: the blocks were told of when they came.
             way = {"space": joined.space, "despite_blocked": True}
@@ -634,13 +657,20 @@ class Client:
             return False
         return me.role.on_stage and not me.muted and not self.muted
 
-    def talk(self, block: NDArray[np.float32]) -> UplinkAudio | None:
-        """block (960,): the microphone's next 20 ms, kept back unless one may speak.
-        -> the packet that goes out for it, if any."""
+    def talk(
+        self, block: NDArray[np.float32], captured_ns: int | None = None
+    ) -> UplinkAudio | None:
+        """block (960,): the microphone's next 20 ms, kept back unless one may speak; captured_ns:
+        when the last of it was captured, if that is known.  -> the packet that goes out for it, if
+        any."""
+        if captured_ns is not None:
+            end = self._talker.timestamp + len(block) & 0xFFFF_FFFF
+            self._origin.captured(end, captured_ns)
         packet = self._talker.talk(block) if self.may_speak else self._talker.pause(len(block))
         if packet is not None and self._connection is not None:
             packet = self._repeater.repeat(packet)
             self._outbox.append(self._connection.send_media(Kind.AUDIO, packet.pack()))
+            self._clock_wanted |= captured_ns is not None
         return packet
 
     def play(self, out: NDArray[np.float32], now_ns: int) -> bool:
@@ -648,6 +678,8 @@ class Client:
         sounds = self.playout.pull(out, now_ns)
         if not sounds:
             self.levels = {}
+        elif self.measuring:
+            self.ears.played(self.playout.timestamp, now_ns, self.clock)
         return sounds
 
     def close(self, now_ns: int) -> None:
@@ -707,9 +739,26 @@ class Client:
     def transmit(self, now_ns: int) -> list[bytes]:
         """-> the datagrams that are to be sent to the server."""
         datagrams, self._outbox = self._outbox, []
+        if self._clock_wanted or self.measuring:
+            self._ask_clock(now_ns)
         if self._connection is not None:
             datagrams += self._connection.transmit(now_ns)
         return datagrams
+
+    def _ask_clock(self, now_ns: int) -> None:
+        """Asks for the server's clock, and tells how one's own audio lies on it: while one speaks,
+        or wants to know how late the others are."""
+        if now_ns < self._clock_due_ns or self._connection is None or self.view.me is None:
+            return
+        self._clock_due_ns = now_ns + (ASK_NS if self.clock.known == EXCHANGES else ASK_FIRST_NS)
+        self._clock_wanted = False
+        if self._clock_id:
+            return
+        offset = self._origin.offset(self.clock)
+        self._clock_id = self._request_own(
+            frames.AskClock, **({} if offset is None else {"offset": offset})
+        )
+        self._clock_asked_ns = now_ns
 
     @property
     def deadline_ns(self) -> int:
@@ -721,6 +770,8 @@ class Client:
             return self._connection.deadline_ns
         due = (self._rejoin_ns, self._gap_ns, self._ask_ns)
         own = [self._connection.deadline_ns, self._silent_ns]
+        if self.measuring and self.view.me is not None:
+            own.append(self._clock_due_ns)
         return int(min(own + [when_ns for when_ns in due if when_ns is not None]))
 
     @property

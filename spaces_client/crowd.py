@@ -58,15 +58,20 @@ class VoiceInput:
             self._ticker.cancel()
 
 
-class _Listen:
-    """Plays into nothing: takes what is to be heard every 20 ms, as a device would."""
+class Listen(AudioOutput):
+    """Plays into nothing: takes what is to be heard every 20 ms, or a part of that at a time, as a
+    device would."""
 
-    def __init__(self) -> None:
-        self._out = np.empty(BLOCK_SAMPLES, np.float32)
+    def __init__(self, samples: int = BLOCK_SAMPLES) -> None:
+        self._out = np.empty(samples, np.float32)
         self._ticker: Ticker | None = None
 
     def start(self, pull: Callable[[NDArray[np.float32], int], None]) -> None:
-        self._ticker = Ticker(lambda now_ns: pull(self._out, now_ns), asyncio.get_running_loop())
+        self._ticker = Ticker(
+            lambda now_ns: pull(self._out, now_ns),
+            asyncio.get_running_loop(),
+            len(self._out) / 48,
+        )
 
     def stop(self) -> None:
         if self._ticker is not None:
@@ -151,7 +156,7 @@ async def run_crowd(
             speaker.on_sent = lambda packet, now_ns, seat=seat: delays.sent(seat, packet, now_ns)
             speaker.on_heard = delays.heard
         for number, listener in enumerate(audience):
-            output: AudioOutput = WavOutput(record) if record and not number else _Listen()
+            output: AudioOutput = WavOutput(record) if record and not number else Listen()
             listener.on_heard = delays.heard
             listener.start_audio(None, output)
             await asyncio.sleep(BLOCK_MS / 1000 / len(audience))
@@ -162,7 +167,7 @@ async def run_crowd(
                 _raise_if_lost(everyone)
                 await asyncio.sleep(BLOCK_MS / 1000)
             for speaker, voice in zip(on_stage, inputs, strict=True):
-                speaker.start_audio(voice, _Listen())
+                speaker.start_audio(voice, Listen())
                 await asyncio.sleep(BLOCK_MS / 1000 / len(on_stage))  # so that all phases occur
             await _stay(everyone, seconds, report)
         for member in everyone:

@@ -338,6 +338,11 @@ class DeviceOutput(AudioOutput):
         self._fill()
         self._running.run(self._play(self._running))
 
+    @property
+    def delay_ms(self) -> float:
+        """What waits in the ring, and the device's own buffers."""
+        return len(self.ring) * 1000 / SAMPLE_RATE_HZ + _PERIODS * _PERIOD_MS
+
     def stop(self) -> None:
         self._pull = None
         if self._running:

@@ -38,7 +38,8 @@ from spaces_client.client import (
 )
 from spaces_client.session import Session, given
 from spaces_client.shell import AudioTrouble, LiveEvent, SpacesError
-from spaces_client.voice import VoiceProcessor
+from spaces_client.stats import Stats, stats_of
+from spaces_client.voice import DELAY_NS, VoiceProcessor
 
 __all__ = [
     "AudioTrouble",
@@ -134,6 +135,14 @@ class LiveSpace(Session):
         """For others to join with, as listeners."""
         link = self.client.link
         return Link(link.host, link.port, link.key, self.client.view.id)
+
+    def stats(self) -> Stats:
+        """What is known of the sound: of each speaker how late they are, of the mix what the
+        network does to it.  From the first call on delays are measured; a second or two later
+        they are there."""
+        self.client.measuring = True
+        output_ms = 0.0 if self._output is None else self._output.delay_ms
+        return stats_of(self.client, output_ms)
 
     # -- in and out ---------------------------------------------------------------------------
 
@@ -353,7 +362,8 @@ class LiveSpace(Session):
             return
         if self._voice is not None:
             block = self._voice.process(block)
-        packet = self.client.talk(block)
+            captured_ns -= DELAY_NS
+        packet = self.client.talk(block, captured_ns)
         self.own_level = SILENT_LEVEL if packet is None else _level(block)
         if packet is not None and self.on_sent is not None:
             self.on_sent(packet, time.monotonic_ns())

@@ -4,6 +4,7 @@ A command's usage is what it takes, a word each: `N` is needed, `[N]` is not, an
 the rest of the line.  N is somebody's number, or their handle.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,7 @@ from protocol.roles import PERMISSIONS, Action, Role
 from protocol.text import shown
 from spaces_client import words
 from spaces_client.live import LiveSpace, SpacesError
+from spaces_client.stats import MEASURE_S, described
 
 MAX_SHOWN = 200  # of the people here
 MAX_U32 = 0xFFFF_FFFF
@@ -298,6 +300,13 @@ async def _who(space: LiveSpace) -> str:
     return "here: " + ", ".join(names) + (f" and {others} more" if others > 0 else "")
 
 
+async def _stats(space: LiveSpace) -> str:
+    if not space.client.measuring:
+        space.stats()  # begins to measure
+        await asyncio.sleep(MEASURE_S)
+    return "\n".join(f"  {line}" for line in described(space.stats()))
+
+
 async def _help(space: LiveSpace) -> str:
     me = space.me
     role = words.role(me.role)
@@ -371,6 +380,7 @@ SLASHES = (
     Slash("link", "", "the link for listeners", _link),
     Slash("lines", "", "the newest lines of the chat", _lines),
     Slash("who", "", "everyone here", _who),
+    Slash("stats", "", "how late each speaker is, what is lost", _stats),
     Slash("quit", "", "leave", _quit),
     Slash("help", "", "this", _help),
 )  # fmt: skip

@@ -25,6 +25,11 @@ class Talker:
         self._talking = False
         self._quiet_samples = 0  # since DTX began, or the last refresh
 
+    @property
+    def timestamp(self) -> int:
+        """Of the next block's first sample."""
+        return self._timestamp
+
     def talk(self, block: NDArray[np.float32]) -> UplinkAudio | None:
         """block (n,): n samples, an Opus frame's length."""
         if not block.any():

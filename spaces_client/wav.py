@@ -50,14 +50,18 @@ class Scheduler(Protocol):
 
 
 class Ticker:
-    """Calls `tick(deadline_ns)` each 20 ms at absolute deadlines, so the pace does not drift.
+    """Calls `tick(deadline_ns)` each 20 ms, or as often as wanted, at absolute deadlines, so the
+    pace does not drift.
 
     A little lateness is caught up with at once; after a long halt (a suspended laptop) the missed
     ticks are skipped, because late audio is of no use.
     """
 
-    def __init__(self, tick: Callable[[int], None], scheduler: Scheduler) -> None:
+    def __init__(
+        self, tick: Callable[[int], None], scheduler: Scheduler, every_ms: float = BLOCK_MS
+    ) -> None:
         self._tick = tick
+        self._every_s = every_ms / 1000
         self._scheduler = scheduler
         self._deadline_s = scheduler.time()
         self._timer: Any = scheduler.call_at(self._deadline_s, self._run)
@@ -71,7 +75,7 @@ class Ticker:
         if now_s - deadline_s > _MAX_BEHIND_S:
             deadline_s = now_s
         # Set before the tick, so that the tick may cancel it.
-        self._deadline_s = deadline_s + BLOCK_MS / 1000
+        self._deadline_s = deadline_s + self._every_s
         self._timer = self._scheduler.call_at(self._deadline_s, self._run)
         self._tick(round(deadline_s * 1e9))
 

@@ -24,6 +24,7 @@ from protocol import frames
 from protocol.frames import Category, Outcome
 from protocol.link import Link
 from protocol.roles import Role
+from spaces_client.audio import AudioOutput
 from spaces_client.client import Ended, Notified, Reacted, Reconnected
 from spaces_client.live import LiveSpace, SpacesError, session
 from spaces_client.wav import Ticker
@@ -71,7 +72,7 @@ class _Tone:
         await self._over.wait()
 
 
-class _Ear:
+class _Ear(AudioOutput):
     """Keeps what was heard last."""
 
     def __init__(self) -> None:

@@ -259,6 +259,13 @@ class Look(Request, frozen=True, kw_only=True, tag="look"):
     """Asks for a fresh snapshot.  Reply: `state`."""
 
 
+class AskClock(Request, frozen=True, kw_only=True, tag="clock"):
+    """Asks what the server's clock says, and how the audio of those on stage lies on it.  offset:
+    how the asker's own does, if they know.  Reply: `clocks`."""
+
+    offset: U32 | UnsetType = UNSET
+
+
 # -- replies ------------------------------------------------------------------------------------
 
 
@@ -296,6 +303,21 @@ class State(Reply, frozen=True, kw_only=True, tag="state"):
     space: SpaceId
     you: Member
     snapshot: Snapshot
+
+
+class VoiceClock(msgspec.Struct, frozen=True, kw_only=True):
+    """How the audio of somebody on stage lies on the server's clock.  offset: what it said when a
+    sample was captured, minus that sample's timestamp, modulo 2^32."""
+
+    seat: Seat
+    offset: U32
+
+
+class Clocks(Reply, frozen=True, kw_only=True, tag="clocks"):
+    """now: the server's clock, in samples of 48 kHz, modulo 2^32.  voices: those that are known."""
+
+    now: U32
+    voices: list[VoiceClock]
 
 
 class Said(Reply, frozen=True, kw_only=True, tag="said"):

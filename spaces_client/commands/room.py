@@ -1,11 +1,14 @@
-"""Taking part in a space: `host` and `join`."""
+"""Taking part in a space: `host` and `join`; measuring one: `stats`."""
 
 import asyncio
 import contextlib
 import getpass
+import json
+import math
 import os
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from protocol.link import Link
 from protocol.text import TextError, shown
 from protocol.text import handle as normal_handle
 from spaces_client import devices
-from spaces_client.audio import AudioError, AudioInput, AudioOutput
+from spaces_client.audio import PULL_SAMPLES, AudioError, AudioInput, AudioOutput
 from spaces_client.comfort import ComfortNoise
 from spaces_client.commands.account import name_type, sign_up
 from spaces_client.commands.common import (
@@ -31,9 +34,11 @@ from spaces_client.commands.common import (
     explained,
 )
 from spaces_client.commands.finding import settings_of, settings_options, title_type
+from spaces_client.crowd import Listen
 from spaces_client.face import Face
 from spaces_client.home import Home
 from spaces_client.live import LiveSpace, SpacesError, session
+from spaces_client.stats import described
 from spaces_client.voice import VoiceProcessor
 from spaces_client.wav import WavInput, WavOutput
 
@@ -168,6 +173,48 @@ async def join_command(home: Home, place: Link | str, despite_blocked: bool, **p
             await _take_part(space, voice_end, person["seconds"], note)
 
 
+@click.command("stats")
+@click.argument("place", type=PlaceType(), metavar="LINK|ID")
+@click.option("--name", type=name_type, help="What you are shown as, where you have no account.")
+@click.option(
+    "--seconds", default=10.0, show_default=True, type=click.FloatRange(min=1), help="For how long."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, one object a second instead of text."
+)
+@at_home
+async def stats_command(
+    home: Home, place: Link | str, name: str | None, seconds: float, as_json: bool
+) -> None:
+    """Measure the sound of a space: how late each speaker is, from mouth to ear, and what the
+    network does to the mix.
+
+    Joins as a listener who plays into nothing, and says each second what is known. Within a space,
+    /stats says it once.
+
+    \b
+    spaces stats 'spaces://…' --seconds 5
+    spaces stats kX3vQm2pT9aB --json
+    """
+    link = home.place(place)
+    if link.space is None:
+        raise SpacesError("this link names no space; `spaces list` shows those that are live")
+    async with session(link, key=home.key()) as space:
+        await space.join(link.space, name=name or _user_name())
+        space.start_audio(None, Listen(PULL_SAMPLES))
+        space.stats()  # begins to measure
+        for second in range(1, math.ceil(seconds) + 1):
+            await asyncio.sleep(min(1, seconds - second + 1))
+            if space.over is not None:
+                raise space.over
+            stats = space.stats()
+            if as_json:
+                click.echo(json.dumps(asdict(stats)))
+            else:
+                click.echo("\n".join(described(stats)))
+        space.stop_audio()
+
+
 def _own_handle() -> str | None:
     """The user's name, if it can be a handle."""
     try:
@@ -290,4 +337,4 @@ def _processor(voice: bool | None) -> tuple[VoiceProcessor | None, str]:
     return None, "echo is not taken out (pywebrtc-audio is missing): use headphones"
 
 
-COMMANDS = (host_command, join_command)
+COMMANDS = (host_command, join_command, stats_command)

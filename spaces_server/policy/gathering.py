@@ -102,7 +102,8 @@ class SpaceRules:
 @dataclass(slots=True, eq=False)
 class Person:
     """Somebody who is in the space now.  account: 0 for a guest.  host: what of the address they
-    came from stands for whoever is behind it."""
+    came from stands for whoever is behind it.  clock: how their audio lies on the server's, as they
+    say (protocol/clock.py)."""
 
     id: int
     who: Who
@@ -113,6 +114,7 @@ class Person:
     place: StageRecord | None = None
     seat: int | None = None
     hand: int = 0
+    clock: int | None = None
 
     @property
     def role(self) -> Role:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from protocol import frames
+from protocol.clock import samples_at
 from protocol.frames import ErrorCode, Settings, WhoSpeaks
 from protocol.roles import Action, Role, allowed
 from spaces_server.policy.asking import clean_text
@@ -82,7 +83,7 @@ class Space(Gathering):
         asker: as all policy gets it; what they may do here, the member says."""
         self._check_open()
         me = self._members[member]
-        reply = self._look(me, request)
+        reply = self._look(me, request, now)
         if reply is None:
             action = ACTIONS.get(type(request))
             if action is None:
@@ -113,7 +114,7 @@ class Space(Gathering):
         role = self._stage.role(author)
         self._permit(Action.DELETE_LINE, me, role, same=me.account == author)
 
-    def _look(self, me: Person, request: frames.Request) -> frames.Reply | None:
+    def _look(self, me: Person, request: frames.Request, now: Moment) -> frames.Reply | None:
         """What anybody here may see."""
         match request:
             case frames.Roster(after=after):
@@ -141,6 +142,14 @@ class Space(Gathering):
                 return frames.State(
                     re=request.id, space=self.record.id, you=me.view(), snapshot=self.snapshot()
                 )
+            case frames.AskClock(offset=offset):
+                me.clock = me.clock if offset is UNSET else offset
+                voices = [
+                    frames.VoiceClock(seat=p.seat, offset=p.clock)
+                    for p in self._listed.values()
+                    if p.seat is not None and p.clock is not None
+                ]
+                return frames.Clocks(re=request.id, now=samples_at(now.ns), voices=voices)
         return None
 
     def _carry_out(

@@ -144,6 +144,28 @@ def test_a_listener_records_what_the_host_says(server: str, voice: Path, tmp_pat
     assert 0.5 < loudness < 1.5
 
 
+def test_stats_of_a_space(server: str, voice: Path, tmp_path: Path) -> None:
+    with host(
+        server, tmp_path, "Ada", "--input", voice, "--loop", "--output", tmp_path / "h.wav"
+    ) as ada:
+        link = ada.line("listeners join with:").split("'")[1]
+        with person("stats", link, tmp_path, "Bob", "--seconds", 2.5, "--json") as bob:
+            assert bob.end() == 0
+            assert not bob.err, "\n".join(bob.err)
+        with person("stats", link, tmp_path, "Bob", "--seconds", 2) as cleo:
+            cleo.line("ms from mouth to ear")
+            assert cleo.end() == 0
+        assert ada.end(signal.SIGINT) == 0
+    found = [json.loads(line) for line in bob.out]
+    assert len(found) == 3
+    stats = found[-1]
+    [speaker] = stats["speakers"]
+    assert speaker["name"] == "Ada"
+    assert 20 < speaker["delay_ms"] < 2_000  # no timing is asserted: it is a delay at all
+    assert stats["received"] > 0
+    assert stats["clock_error_ms"] >= 0
+
+
 def test_who_raises_a_hand_and_is_brought_up_speaks_from_the_file(
     server: str, voice: Path, tmp_path: Path
 ) -> None:

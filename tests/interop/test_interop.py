@@ -898,6 +898,8 @@ def test_every_request_is_granted_once() -> None:
     does(bob, "unmute")
     for kind in ("roster", "look"):
         does(bob, kind)
+    seat = bob.view.you.seat
+    assert {"seat": seat, "offset": 5} in does(bob, "clock", offset=5)["voices"]
     does(bob, "catch_up", after=0)
     bob.talking = True
     world.run(2_000)

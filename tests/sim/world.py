@@ -274,7 +274,7 @@ class World:
             if person.rogue and not client.may_speak:
                 self._talk_all_the_same(person, block)
             else:
-                client.talk(block)
+                client.talk(block, self.now_ns)
         out = np.empty(BLOCK, np.float32)
         if not person.heard:
             person.heard_since_ns = self.now_ns

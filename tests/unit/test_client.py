@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from protocol import frames
+from protocol.clock import samples_at
 from protocol.connection import MS, CloseCode, Message, State
 from protocol.frames import ErrorCode, Frame, Member, Request, Settings, Snapshot, encode_update
 from protocol.link import Link
@@ -18,6 +19,7 @@ from protocol.roles import Role
 from protocol.state_hash import StateHash
 from spaces_client import client as c
 from spaces_client.client import Client, Phase
+from spaces_client.delay import EXCHANGES
 from spaces_server.endpoint import Endpoint, Session
 
 SERVER_KEY = bytes(range(32))
@@ -95,6 +97,8 @@ class Hall:
                 return frames.State(
                     re=request.id, space="room", you=self.me, snapshot=self.snapshot()
                 )
+            case frames.AskClock():
+                return frames.Clocks(re=request.id, now=samples_at(self.now_ns), voices=[])
         return frames.Ok(re=request.id)
 
     def tell(self, frame: Frame) -> None:
@@ -380,6 +384,33 @@ def test_repairs_that_do_not_help_are_tried_more_and_more_seldom() -> None:
     hall.feed(frames.ListenersUpdate(count=0), state_hash=hall.hash ^ 1)
     hall.run(2 * S)
     assert hall.client.repairs == before + 1, "a hash that agrees ends the series"
+
+
+# -- the server's clock -----------------------------------------------------------------------
+
+
+def test_whoever_measures_asks_for_the_clock_often_at_first() -> None:
+    hall = joined()
+    hall.run(5 * S)
+    assert hall.asked == []
+    hall.client.measuring = True
+    hall.run(2 * S)
+    first = len(hall.asked_for(frames.AskClock))
+    assert first in (EXCHANGES, EXCHANGES + 1)
+    hall.run(20 * S)
+    assert len(hall.asked_for(frames.AskClock)) - first in (4, 5)
+    assert hall.seen() == []
+    assert hall.client.clock.known == EXCHANGES
+
+
+def test_a_server_without_a_clock_is_asked_once() -> None:
+    hall = joined()
+    hall.refuse = lambda request: frames.Error(re=request.id, code="unknown_type", text="?")
+    hall.client.measuring = True
+    hall.run(20 * S)
+    assert len(hall.asked_for(frames.AskClock)) == 1
+    assert hall.client.clock.offset is None
+    assert hall.seen() == []
 
 
 # -- a session that is lost -------------------------------------------------------------------

@@ -457,6 +457,7 @@ def test_only_notices_that_are_kept_have_a_number_to_be_seen_by() -> None:
 LIST_ITEMS = {
     (frames.Joined, "reactions"): 6,
     (Snapshot, "members"): MAX_STAGE + MAX_HANDS,
+    (frames.Clocks, "voices"): MAX_STAGE,
     (frames.RosterPage, "members"): MAX_PAGE,
     (frames.People, "people"): MAX_PAGE,
     (frames.Accounts, "accounts"): MAX_PAGE,

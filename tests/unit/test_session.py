@@ -247,7 +247,7 @@ CALLS: list[tuple[Method, Request]] = [
 
 
 async def test_every_request_is_a_method() -> None:
-    by_itself = {R.CatchUp, R.Look}  # the client asks for them by itself
+    by_itself = {R.CatchUp, R.Look, R.AskClock}  # the client asks for them by itself
     apart = {R.GetEvidence}
     assert {type(request) for _, request in CALLS} | by_itself | apart == set(frames.REQUESTS)
     async with open_desk() as desk, session(desk.link) as me:

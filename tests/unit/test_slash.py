@@ -1,5 +1,6 @@
 """What the slash commands ask of the server, and what they say to a line that cannot be obeyed."""
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -232,3 +233,15 @@ async def test_help_shows_what_one_may_do(me: Member) -> None:
 
 def test_names_are_there_once() -> None:
     assert len(BY_NAME) == len(SLASHES)
+
+
+async def test_stats_say_how_late_everyone_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spaces_client.slash.MEASURE_S", 0)
+    space = Told()
+    space.client.levels[1] = 30
+    space.client.ears.learn([frames.VoiceClock(seat=1, offset=0)])
+    space.client.ears._delays_ms[1] = deque([59.0, 61.0, 60.0])
+    first, *others = (await obey(space, "/stats")).splitlines()
+    assert first.strip() == "Bo @bo: -30 dBov, 60.0 ms from mouth to ear"
+    assert space.client.measuring
+    assert len(others) == 2

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from protocol import frames
+from protocol.clock import samples_at
 from protocol.connection import MS
 from protocol.frames import ErrorCode, Member, Settings, SpaceState, Visibility, WhoSpeaks
 from protocol.roles import Role
@@ -1068,6 +1069,21 @@ def test_snapshots_and_updates_agree() -> None:
     answer = scene.asks(scene.host, frames.Look)
     assert StateHash.of(answer.snapshot).value == state.value
     assert scene.asks(scene.host, frames.CatchUp, after=answer.snapshot.number).hash == state.value
+
+
+def test_who_is_on_stage_tells_how_their_audio_lies_on_the_clock() -> None:
+    scene = Scene(EVERYONE)
+    first, second = scene.enters(2), scene.enters(3)
+    scene.does(first, frames.StepUp)
+    assert scene.asks(second, frames.AskClock).voices == []
+    scene.asks(first, frames.AskClock, offset=77)
+    scene.asks(first, frames.AskClock)  # says nothing new
+    scene.asks(second, frames.AskClock, offset=88)  # of one who is not on stage
+    answer = scene.asks(second, frames.AskClock)
+    assert answer.voices == [frames.VoiceClock(seat=scene.space.view(first).seat, offset=77)]
+    assert answer.now == samples_at(scene.now.ns)
+    scene.does(first, frames.TakeDown)
+    assert scene.asks(second, frames.AskClock).voices == []
 
 
 def test_the_roster_has_pages() -> None:

@@ -1,0 +1,67 @@
+"""The delay from mouth to ear that a client shows, beside the one that its sound has."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from protocol import frames
+from spaces_client.stats import described, stats_of
+from spaces_client.synth import synthesise_voice
+from tests.sim.network import CLEAN, Path
+from tests.sim.world import BLOCK, Person, World
+
+SECONDS = 6
+BLOCK_NS = 20_000_000
+
+
+def true_delay_ms(said: NDArray[np.float32], begun_ns: int, listener: Person) -> float:
+    """By the sound alone.  begun_ns: when the first sample was captured."""
+    heard = np.concatenate(listener.heard)
+    size = len(said) + len(heard)
+    likeness = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(said, size)), size)
+    heard_ns = listener.heard_since_ns + int(likeness.argmax()) * 62_500 // 3
+    return (heard_ns - begun_ns) / 1e6
+
+
+@pytest.mark.parametrize("path", [CLEAN, Path(latency_ms=60, jitter_ms=8), Path(loss=0.02)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_delay_shown_is_that_of_the_sound(seed: int, path: Path) -> None:
+    world = World(seed, path)
+    people = world.gathered([300.0], listeners=2)
+    host, listener, other = people
+    said = synthesise_voice(seed, SECONDS)[: SECONDS * 48_000]
+    began_ns: list[int] = []
+
+    def script() -> Iterator[NDArray[np.float32]]:
+        for block in said.reshape(-1, BLOCK):
+            began_ns.append(world.now_ns - BLOCK_NS)
+            yield block
+
+    listener.client.measuring = True
+    host.script = script()
+    world.run(SECONDS * 1_000)
+    shown = stats_of(listener.client, output_ms=0)
+    [speaker] = shown.speakers
+    assert speaker.name == "person 0"
+    assert speaker.delay_ms is not None
+    truth_ms = true_delay_ms(said, began_ns[0], listener)
+    assert abs(speaker.delay_ms - truth_ms) < 4
+    assert stats_of(other.client, output_ms=0).speakers[0].delay_ms is None, "nobody asked"
+    assert any("from mouth to ear" in line for line in described(shown))
+
+
+def test_a_speaker_asks_for_the_clock_only_while_speaking_and_others_not_at_all() -> None:
+    world = World(5, CLEAN)
+    host, listener = world.gathered([300.0], listeners=1)
+    for _ in range(20):
+        world.run(1_000)
+    assert not host.client.clock.known
+    host.talking = True
+    world.run(3_000)
+    assert host.client.clock.known
+    assert not listener.client.clock.known
+    answer = world.answer(listener, frames.AskClock)
+    assert isinstance(answer, frames.Clocks)
+    assert [voice.seat for voice in answer.voices] == [host.me.seat]
