@@ -1,12 +1,13 @@
 """Where a client's sound comes from and goes to: two small interfaces.
 
-All audio inside the client is mono float32 at 48 kHz, -1..1, in blocks of 20 ms. A device, a file
+All audio inside the client is mono float32 at 48 kHz, -1..1, in blocks of 20 ms, or of 10 in a
+space of low delay. A device, a file
 and a demo voice all look the same from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 import numpy as np
@@ -27,13 +28,22 @@ class AudioError(Exception):
     """
 
 
+def cut(blocks: Iterable[Samples], samples: int) -> Iterator[Samples]:
+    """Blocks of 20 ms, each as blocks of `samples`."""
+    for block in blocks:
+        yield from block.reshape(-1, samples)
+
+
 class AudioInput(Protocol):
     """A source of blocks: a microphone or a file."""
 
-    def start(self, push: Callable[[Samples, int], None]) -> None:
+    def start(
+        self, push: Callable[[Samples, int], None], block_samples: int = BLOCK_SAMPLES
+    ) -> None:
         """Begin. `push(block, captured_ns)` is called in the event loop's thread each 20 ms.
 
-        `block` has shape (960,) and belongs to the receiver; `captured_ns` is the monotonic time at
+        `block` has shape (block_samples,), of which BLOCK_SAMPLES is a multiple, and belongs to the
+        receiver; with half of it, the calls come each 10 ms. `captured_ns` is the monotonic time at
         which its last sample was taken. Raises AudioError when the input cannot be started.
         """
         ...

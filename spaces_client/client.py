@@ -4,8 +4,8 @@ No sockets and no clock: datagrams and `now_ns` go in; datagrams, events and sam
 
     HELLO (repeated, with a cookie if asked) -> WELCOME -> a session (protocol/connection.py)
     request() -> Replied                       one reply to every request
-    talk(block)                                20 ms of one's own voice
-    play(out)                                  20 ms of what is heard
+    talk(block)                                a frame of one's own voice, 20 ms or 10
+    play(out)                                  some samples of what is heard
 
 A session that is lost is made anew, with the same key, and so is the place in the space:
 
@@ -46,6 +46,7 @@ from protocol.packets import (
     unpack_refused,
 )
 from protocol.playout import Playout
+from protocol.profile import Profile, profile_of
 from protocol.redundancy import Repeater
 from protocol.reliable import ChannelFull
 from spaces_client import AGENT
@@ -56,7 +57,6 @@ from spaces_client.view import SpaceView
 CONNECT_TIMEOUT_NS = 5_000 * MS
 HELLO_REPEAT_NS = 250 * MS  # doubled once: a lossy path needs several
 MAX_HELLO_REPEAT_NS = 500 * MS
-BLOCK_SAMPLES = 960  # in a packet of the mix
 PACKET_MS = 60  # of audio that we take in one datagram
 GAP_NS = (PACKET_MS + 30) * MS  # a talkspurt without a packet: has our address changed?
 PROBES = 8
@@ -247,7 +247,7 @@ class Client:
         self.playout = Playout()
         self._repeater = Repeater()  # of what we say, in this session
         self.clock = ServerClock()  # of this session's server
-        self.ears = Ears(BLOCK_SAMPLES)  # how late what is heard is, while `measuring`
+        self.ears = Ears(self.profile.frame_samples)  # how late what is heard is, if `measuring`
         self.measuring = False
         self.rtt_ns: int | None = None
         self.levels: dict[int, int] = {}  # seat -> -dBov, of those who sound now
@@ -582,7 +582,8 @@ class Client:
         self.view.take(joined.you, joined.snapshot)
         self._joined_ns = now_ns
         self._looks_in_vain = 0
-        self.ears = Ears(BLOCK_SAMPLES)
+        self.ears = Ears(self.profile.frame_samples)
+        self._origin = VoiceOrigin()  # frames may have another length from now on
         if self._entry is not None:
             # Whoever is on stage by now: the blocks were told of when they came.
             way = {"space": joined.space, "despite_blocked": True}
@@ -651,6 +652,11 @@ class Client:
             self._request_own(frames.Seen, notice=notice)
 
     @property
+    def profile(self) -> Profile:
+        """Of the space one is in."""
+        return profile_of(self.view.settings)
+
+    @property
     def may_speak(self) -> bool:
         me = self.view.me
         if me is None or self.trouble is not None:
@@ -660,9 +666,9 @@ class Client:
     def talk(
         self, block: NDArray[np.float32], captured_ns: int | None = None
     ) -> UplinkAudio | None:
-        """block (960,): the microphone's next 20 ms, kept back unless one may speak; captured_ns:
-        when the last of it was captured, if that is known.  -> the packet that goes out for it, if
-        any."""
+        """block (n,): the microphone's next frame, as long as `profile` says, kept back unless one
+        may speak; captured_ns: when the last of it was captured, if that is known.  -> the packet
+        that goes out for it, if any."""
         if captured_ns is not None:
             end = self._talker.timestamp + len(block) & 0xFFFF_FFFF
             self._origin.captured(end, captured_ns)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.frames import Settings
 from protocol.link import Link
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.roles import Role
@@ -41,14 +42,20 @@ class VoiceInput:
     def __init__(self, seed: int) -> None:
         samples = synthesise_voice(seed, SYNTHESISED_S)
         whole = len(samples) // BLOCK_SAMPLES * BLOCK_SAMPLES
-        self._blocks = cycle(samples[:whole].reshape(-1, BLOCK_SAMPLES))
+        self._samples = samples[:whole]
         self._ticker: Ticker | None = None
 
-    def start(self, push: Callable[[NDArray[np.float32], int], None]) -> None:
-        def tick(now_ns: int) -> None:
-            push(next(self._blocks).copy(), now_ns)
+    def start(
+        self,
+        push: Callable[[NDArray[np.float32], int], None],
+        block_samples: int = BLOCK_SAMPLES,
+    ) -> None:
+        blocks = cycle(self._samples.reshape(-1, block_samples))
 
-        self._ticker = Ticker(tick, asyncio.get_running_loop())
+        def tick(now_ns: int) -> None:
+            push(next(blocks).copy(), now_ns)
+
+        self._ticker = Ticker(tick, asyncio.get_running_loop(), block_samples / 48)
 
     async def finished(self) -> None:
         await asyncio.Event().wait()
@@ -201,10 +208,10 @@ def _raise_if_lost(everyone: list[LiveSpace]) -> None:
 
 
 async def join_speakers(
-    stack: contextlib.AsyncExitStack, link: Link, count: int
+    stack: contextlib.AsyncExitStack, link: Link, count: int, settings: Settings | None = None
 ) -> tuple[list[LiveSpace], Link]:
-    """-> as many speakers, and a link for listeners.  Each speaker gets an account first: guests
-    do not speak.  Raises SpacesError."""
+    """settings: of a space that is opened.  -> as many speakers, and a link for listeners.  Each
+    speaker gets an account first: guests do not speak.  Raises SpacesError."""
     speakers: list[LiveSpace] = []
     for n in range(count):
         speaker = await stack.enter_async_context(session(link))
@@ -212,7 +219,7 @@ async def join_speakers(
         if link.space is not None:
             await speaker.join(link.space, invite=link.invite)
         else:
-            await speaker.open("A crowd")
+            await speaker.open("A crowd", settings)
             link = await speaker.make_invite()
         speakers.append(speaker)
     return speakers, Link(link.host, link.port, link.key, link.space)

@@ -285,12 +285,16 @@ class DeviceInput(AudioInput):
         self._wanted = name_or_index
         self._running: _Running | None = None
         self._push: Callable[[Samples, int], None] | None = None
+        self._block_samples = BLOCK_SAMPLES
         self._stopped = asyncio.Event()
         # What the event loop may be late by before sound is lost.
         self.ring = Ring(_MAX_RING_SAMPLES)
 
-    def start(self, push: Callable[[Samples, int], None]) -> None:
+    def start(
+        self, push: Callable[[Samples, int], None], block_samples: int = BLOCK_SAMPLES
+    ) -> None:
         self._push = push
+        self._block_samples = block_samples
         self._running = _Running("microphone", self._wanted)
         self._running.run(self._capture(self._running))
 
@@ -312,8 +316,8 @@ class DeviceInput(AudioInput):
 
     def _drain(self) -> None:
         now_ns = time.monotonic_ns()
-        while self._push and len(self.ring) >= BLOCK_SAMPLES:
-            block: Samples = np.empty(BLOCK_SAMPLES, np.float32)
+        while self._push and len(self.ring) >= self._block_samples:
+            block: Samples = np.empty(self._block_samples, np.float32)
             self.ring.read(block)
             self._push(block, now_ns - len(self.ring) * 1_000_000_000 // SAMPLE_RATE_HZ)
 

@@ -344,7 +344,7 @@ class LiveSpace(Session):
             return
         self._input_open = on_stage
         if on_stage:
-            self._input.start(self.push)
+            self._input.start(self.push, self.client.profile.frame_samples)
         else:
             self._input.stop()
 
@@ -357,7 +357,7 @@ class LiveSpace(Session):
         self._input = self._output = None
 
     def push(self, block: NDArray[np.float32], captured_ns: int) -> None:
-        """block (960,): the next 20 ms of one's own voice."""
+        """block: the next frame of one's own voice."""
         if self.over is not None:
             return
         if self._voice is not None:

@@ -27,6 +27,7 @@ from spaces_client.audio import (
     AudioInput,
     AudioOutput,
     Samples,
+    cut,
 )
 
 log = logging.getLogger(__name__)
@@ -230,21 +231,27 @@ class WavInput(AudioInput):
         self, path: str | Path, *, loop: bool = False, scheduler: Scheduler | None = None
     ) -> None:
         self._blocks = read_blocks(Path(path), loop=loop)
+        self._pieces: Iterator[Samples] | None = None
         self._scheduler = scheduler
         self._ticker: Ticker | None = None
         self._ended = asyncio.Event()
         self._played_out = asyncio.Event()
 
-    def start(self, push: Callable[[Samples, int], None]) -> None:
+    def start(
+        self, push: Callable[[Samples, int], None], block_samples: int = BLOCK_SAMPLES
+    ) -> None:
+        pieces = self._pieces = self._pieces or cut(self._blocks, block_samples)
+
         def tick(now_ns: int) -> None:
-            block = next(self._blocks, None)
+            block = next(pieces, None)
             if block is None:
                 self._played_out.set()
                 self.stop()
             else:
                 push(block, now_ns)
 
-        self._ticker = Ticker(tick, self._scheduler or asyncio.get_running_loop())
+        scheduler = self._scheduler or asyncio.get_running_loop()
+        self._ticker = Ticker(tick, scheduler, block_samples * 1000 / SAMPLE_RATE_HZ)
 
     async def finished(self) -> None:
         await self._ended.wait()

@@ -30,10 +30,13 @@ from spaces_server.records import StoreReply
 from spaces_server.store.database import Database
 from spaces_server.store.worker import StoreWorker
 
-REPORT_TICKS = 3_000  # a line in the log each minute
+# Numbers of ticks count by 10 ms: those of spaces with frames of 20 ms are even.
+PERIOD_NS = TICK_NS // 2
+PERIOD_SAMPLES = FRAME_SAMPLES // 2
+REPORT_TICKS = 6_000  # a line in the log each minute
 # What has lived for a second (sessions, members) is not looked at by the garbage collector again: a
 # look at ten thousand of them takes 150 ms.  Reference counts free them; cycles do not occur.
-FREEZE_TICKS = 50
+FREEZE_TICKS = 100
 WORK_NS = 1 * MS  # more than a handshake takes: none begins so soon before a tick
 GOODBYE_S = 1.0  # how long clients have to hear that the server stops
 
@@ -88,8 +91,9 @@ class Server:
         self._priority = Priority()
         if self._priority.real_time:
             log.info("ticks run with real-time priority")
-        self._encoding_ns = 0  # since the last tick
+        self._encoding_ns = 0  # since the last tick of all spaces
         self._busy_ns = 0
+        self._took_ns = 0  # ticks, since then
         self.failure: BaseException | None = None
         self._loop = asyncio.get_running_loop()
         self._store = StoreWorker(database, self._deliver, self._deliver_failure)
@@ -129,7 +133,9 @@ class Server:
                 self.node.governor.capacity,
             )
         self._transport = await open_transport(host, port, self._receive, cores=self._cores)
-        self._ticker = Ticker(TICK_NS, self._tick, self._loop, due=self.node.due_ns)
+        self._ticker = Ticker(
+            PERIOD_NS, self._tick, self._loop, due=self.node.due_ns, stride=self.node.stride
+        )
         self._ticker.start()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._loop.add_signal_handler(number, self.stop)
@@ -198,24 +204,30 @@ class Server:
         assert self._transport is not None
         self._transport.receive_now()
         self._transport.flush()  # the batches of the last tick lie where this tick's will
-        timestamp = self._ticker.number * FRAME_SAMPLES & 0xFFFF_FFFF
-        for batch in self.node.tick(timestamp, now_ns):
+        number = self._ticker.number
+        timestamp = number * PERIOD_SAMPLES & 0xFFFF_FFFF
+        tick = self.node.half_tick if number % 2 else self.node.tick
+        for batch in tick(timestamp, now_ns):
             self._transport.send_batch(batch.arena, batch.lengths, batch.addresses)
         self._transport.share()
         self._pass_on()
         self._most_sessions = max(self._most_sessions, len(self.node.endpoint.sessions))
-        if self._ticker.number >= self._freeze_at:
-            self._freeze_at = self._ticker.number + FREEZE_TICKS
+        if number >= self._freeze_at:
+            self._freeze_at = number + FREEZE_TICKS
             gc.freeze()
-        if self._ticker.number >= self._report_at:
-            self._report_at = self._ticker.number + REPORT_TICKS
+        if number >= self._report_at:
+            self._report_at = number + REPORT_TICKS
             self.node.utc_offset_ns = _utc_offset_ns()  # follows a clock that is put right
             self._report()
         took_ns = time.monotonic_ns() - now_ns
-        self.node.ticked(took_ns, self._encoding_ns, self._busy_ns + took_ns, now_ns)
+        self._took_ns += took_ns
+        self._busy_ns += took_ns
+        if number % 2:  # counted with the next
+            return
+        self.node.ticked(self._took_ns, self._encoding_ns, self._busy_ns, now_ns)
         if self._cores == 1:  # else the system moves a thread that has it out of others' way
-            self._priority.ticked(self._busy_ns + took_ns, now_ns)
-        self._encoding_ns = self._busy_ns = 0
+            self._priority.ticked(self._busy_ns, now_ns)
+        self._encoding_ns = self._busy_ns = self._took_ns = 0
 
     def _work(self) -> None:
         """A handshake, in the time that audio leaves, but at least one a tick.  Before the next

@@ -55,7 +55,9 @@ class _Tone:
         self._ticker: Ticker | None = None
         self._over = asyncio.Event()
 
-    def start(self, push: Callable[[NDArray[np.float32], int], None]) -> None:
+    def start(
+        self, push: Callable[[NDArray[np.float32], int], None], block_samples: int = 960
+    ) -> None:
         def tick(now_ns: int) -> None:
             block = self._second[self._at : self._at + BLOCK]
             self._at = (self._at + BLOCK) % 48_000

@@ -91,6 +91,12 @@ def settings_options(command: Any) -> Any:
             metavar="SECONDS",
             help="How long everyone waits between two lines of chat.",
         ),
+        click.option(
+            "--low-delay",
+            is_flag=True,
+            help="Sound in packets of 10 ms instead of 20: each is heard about 20 ms sooner, and "
+            "costs everyone, and the server, twice as many packets.  For good.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -103,6 +109,7 @@ def settings_of(
     free_unmute: bool,
     no_chat: bool,
     slow: int | None,
+    low_delay: bool,
 ) -> Settings | None:
     """None if nothing was given."""
     settings = Settings(
@@ -111,6 +118,7 @@ def settings_of(
         free_unmute=free_unmute,
         chat=not no_chat,
         slow_s=slow or 0,
+        low_delay=low_delay,
     )
     return None if settings == Settings() else settings
 

@@ -118,6 +118,7 @@ async def host_command(
     free_unmute: bool,
     no_chat: bool,
     slow: int | None,
+    low_delay: bool,
     **person: Any,
 ) -> None:
     """Open a space on your server, or on the one that LINK names.
@@ -129,7 +130,7 @@ async def host_command(
     spaces host --title "Tea at five" --who-speaks everyone --post "come in"
     spaces host 'spaces://…' --handle ada
     """
-    settings = settings_of(visibility, who_speaks, free_unmute, no_chat, slow)
+    settings = settings_of(visibility, who_speaks, free_unmute, no_chat, slow, low_delay)
     if scheduled and (title or settings):
         raise click.UsageError("what is --scheduled has its title and settings already")
     sound = _sound_options(person)

@@ -1,7 +1,7 @@
 """Loudness: every speaker is led to the same, slowly, and never by what is not speech.
 
     1. DC is taken out, by a high-pass of first order
-    2. the frame's energy is measured as ears weigh it (ITU-R BS.1770-4, K-weighting)
+    2. the energy of the last 20 ms is measured as ears weigh it (ITU-R BS.1770-4, K-weighting)
     3. of the last 3 s of sound (short-term, EBU Tech 3341) what passes the gates is speech
     4. while there is speech, the gain goes towards what brings it to TARGET_LUFS
 
@@ -15,13 +15,11 @@ for it is not noise that would be raised.
 """
 
 import math
+from functools import cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-
-FRAME_SAMPLES: Final = 960
-FRAMES_PER_S: Final = 50
 
 # One channel at -26 LUFS, played on two loudspeakers, has the -23 LUFS of EBU R 128. It also is the
 # loudness of speech at -26 dBov (ITU-T P.56), where telephony has always had it: whoever comes with
@@ -31,9 +29,10 @@ MAX_GAIN_DB: Final = 20.0  # up or down
 MAX_SLEW_DB_PER_S: Final = 10.0
 APPROACH_S: Final = 1.0  # time constant, near the target
 
-WINDOW_FRAMES: Final = 150  # 3 s
-FIRST_FRAMES: Final = 20  # 400 ms, a block of BS.1770: before that nothing is known
-LOOK_FRAMES: Final = 5  # 100 ms, between two looks at the window
+WINDOW_SAMPLES: Final = 3 * 48_000
+FIRST_SAMPLES: Final = 48_000 * 2 // 5  # 400 ms, a block of BS.1770: before that nothing is known
+MEAN_SAMPLES: Final = 960  # 20 ms: the energy of less swings too far, in low noise, to tell it
+LOOK_SAMPLES: Final = 4_800  # 100 ms, between two looks at the window
 ABSOLUTE_GATE_LUFS: Final = -55.0
 GATE_LU: Final = 10.0  # below the mean, and above the noise
 NOISE_SHARE: Final = 0.1  # of the frames, the quietest
@@ -59,36 +58,51 @@ def loudness_of(energy: float) -> float:
     return 10 * math.log10(energy) + _OFFSET_LU
 
 
-def _spectrum_weights() -> NDArray[np.float32]:
-    """For the real and imaginary parts of a frame's spectrum in turn: what their squares add to the
-    mean square."""
-    delay = np.exp(-2j * np.pi * np.fft.rfftfreq(FRAME_SAMPLES))
+_ABSOLUTE_GATE: Final = energy_of(ABSOLUTE_GATE_LUFS)
+_TARGET: Final = energy_of(TARGET_LUFS)
+_GATE: Final = 10 ** (GATE_LU / 10)
+_KEEP: Final = math.exp(-2 * math.pi * DC_CORNER_HZ / 48_000)
+
+
+class _Frames:
+    """What follows from how long frames are; the times are the same for all."""
+
+    def __init__(self, samples: int) -> None:
+        self.weights = np.repeat(_spectrum_weights(samples), 2)
+        # The recursion low[n] = keep * low[n - 1] + (1 - keep) * x[n], solved for a whole frame: a
+        # sum.
+        numbers = np.arange(1, samples + 1)
+        self.decay = (_KEEP**numbers).astype(np.float32)
+        self.growth = ((1 - _KEEP) / self.decay).astype(np.float32)
+        self.ramp = (numbers / samples).astype(np.float32)
+        self.window = WINDOW_SAMPLES // samples
+        self.first = FIRST_SAMPLES // samples
+        self.mean = MEAN_SAMPLES // samples
+        self.look = LOOK_SAMPLES // samples
+        seconds = samples / 48_000
+        self.max_step_db = MAX_SLEW_DB_PER_S * seconds
+        self.approach = seconds / APPROACH_S
+
+
+def _spectrum_weights(samples: int) -> NDArray[np.float32]:
+    """For each value of a frame's spectrum: what the squares of its real and its imaginary part add
+    to the mean square."""
+    delay = np.exp(-2j * np.pi * np.fft.rfftfreq(samples))
     weights = np.full(len(delay), 2.0)  # each but the ends stands for its negative frequency too
     weights[[0, -1]] = 1.0
     for above, below in (SHELF, HIGH_PASS):
         response = np.polyval(above[::-1], delay) / np.polyval(below[::-1], delay)
         weights *= np.abs(response) ** 2
-    return np.repeat(weights / FRAME_SAMPLES**2, 2).astype(np.float32)
+    return (weights / samples**2).astype(np.float32)
 
 
-_WEIGHTS = _spectrum_weights()
-_ABSOLUTE_GATE: Final = energy_of(ABSOLUTE_GATE_LUFS)
-_TARGET: Final = energy_of(TARGET_LUFS)
-_GATE: Final = 10 ** (GATE_LU / 10)
-_MAX_STEP_DB: Final = MAX_SLEW_DB_PER_S / FRAMES_PER_S
-_APPROACH: Final = 1 / (APPROACH_S * FRAMES_PER_S)
-
-# The recursion low[n] = keep * low[n - 1] + (1 - keep) * x[n], solved for a whole frame: a sum.
-_KEEP: Final = math.exp(-2 * math.pi * DC_CORNER_HZ / 48_000)
-_DECAY = (_KEEP ** np.arange(1, FRAME_SAMPLES + 1)).astype(np.float32)
-_GROWTH = ((1 - _KEEP) / _DECAY).astype(np.float32)
-_RAMP = (np.arange(1, FRAME_SAMPLES + 1) / FRAME_SAMPLES).astype(np.float32)
+_frames_of = cache(_Frames)
 
 
 def k_weighted_energy(frame: NDArray[np.float32]) -> float:
-    """The K-weighted mean square of a frame, shape (FRAME_SAMPLES,)."""
+    """The K-weighted mean square of a frame, shape (n,)."""
     spectrum = np.fft.rfft(frame).view(np.float32)
-    return float(np.dot(spectrum * spectrum, _WEIGHTS))
+    return float(np.dot(spectrum * spectrum, _frames_of(len(frame)).weights))
 
 
 class Leveller:
@@ -97,29 +111,34 @@ class Leveller:
     It outlasts talkspurts and mutes, and counts only the time that somebody sounds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, frame_samples: int = 960) -> None:
+        """frame_samples: of each frame that is given to it; 960 or 480."""
+        self._every = _frames_of(frame_samples)
         self.gain_db = 0.0
         self._gain = 1.0
         self._goal_db = 0.0
         self._gate = math.inf  # energy from which on a frame is speech
-        self._energies = np.zeros(WINDOW_FRAMES, np.float32)  # of frames that sounded, in a ring
-        self._frames = 0  # how many there were
+        self._last = [0.0] * self._every.mean  # energies of the last frames, of MEAN_SAMPLES
+        self._energies = np.zeros(self._every.window, np.float32)  # means of these, in a ring
+        self._frames = 0  # how many sounded
         self._low = 0.0  # the high-pass's state: what it takes away
 
     def level(self, frame: NDArray[np.float32]) -> None:
-        """Takes DC out of a frame that sounds, shape (FRAME_SAMPLES,), and turns it up or down, in
+        """Takes DC out of a frame that sounds, shape (frame_samples,), and turns it up or down, in
         place."""
+        every = self._every
         self._remove_dc(frame)
-        energy = k_weighted_energy(frame)
-        self._energies[self._frames % WINDOW_FRAMES] = energy
+        self._last = [*self._last[1:], k_weighted_energy(frame)]
+        energy = sum(self._last) / every.mean
+        self._energies[self._frames % every.window] = energy
         self._frames += 1
-        if self._frames >= FIRST_FRAMES and self._frames % LOOK_FRAMES == 0:
+        if self._frames >= every.first and self._frames % every.look == 0:
             self._look()
         if energy > self._gate:
-            step_db = (self._goal_db - self.gain_db) * _APPROACH
-            self.gain_db += min(max(step_db, -_MAX_STEP_DB), _MAX_STEP_DB)
+            step_db = (self._goal_db - self.gain_db) * every.approach
+            self.gain_db += min(max(step_db, -every.max_step_db), every.max_step_db)
         before, self._gain = self._gain, 10 ** (self.gain_db / 20)
-        frame *= self._gain if before == self._gain else before + (self._gain - before) * _RAMP
+        frame *= self._gain if before == self._gain else before + (self._gain - before) * every.ramp
 
     def end(self, frame: NDArray[np.float32]) -> None:
         """The same for the silence that follows: what the high-pass still gives goes into it."""
@@ -128,9 +147,9 @@ class Leveller:
         self._low = 0.0
 
     def _remove_dc(self, frame: NDArray[np.float32]) -> None:
-        low = np.add.accumulate(frame * _GROWTH)
+        low = np.add.accumulate(frame * self._every.growth)
         low += self._low
-        low *= _DECAY
+        low *= self._every.decay
         frame -= low
         self._low = float(low[-1])
 

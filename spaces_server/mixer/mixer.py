@@ -1,4 +1,5 @@
-"""The mixing loop: what happens every 20 ms, for all spaces together.
+"""The mixing loop: what happens every 20 ms, for all spaces together; in the middle between two of
+these ticks, for those of low delay alone, whose frames have 10 ms.
 
     1. decode   each waiting source fills its row of `planes`, at its level
     2. plan     where the sources that sound, or the members, have changed
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from protocol.opus import Encoder
 from protocol.packets import Audible, AudioFlag, DownlinkAudio, UplinkAudio
+from protocol.profile import VOICE, Profile
 from spaces_server.mixer.crowd import FRAME_MS, NO_CROWDS, Crowd
 from spaces_server.mixer.egress import Egress
 from spaces_server.mixer.loudness import Leveller
@@ -43,12 +45,15 @@ class MixerStats:
 class SpaceMix:
     """Sources and plan of one space."""
 
-    def __init__(self, new_encoder: Callable[[], Encoder], crowd: Crowd) -> None:
+    def __init__(
+        self, new_encoder: Callable[[], Encoder], crowd: Crowd, profile: Profile = VOICE
+    ) -> None:
         self.plan = Plan(new_encoder, crowd)
+        self.profile = profile
         self.sources: dict[int, Source] = {}  # member id -> source
         self._levellers: dict[int, Leveller] = {}  # of members who were on stage at least once
         self._active: tuple[int, ...] = ()
-        self._planes = np.zeros((0, FRAME_SAMPLES), np.float32)
+        self._planes = np.zeros((0, profile.frame_samples), np.float32)
 
     def add_member(self, member: int, row: int, packet_ms: int = FRAME_MS) -> None:
         """packet_ms: the most that they take in one datagram, 20 to 60."""
@@ -66,10 +71,12 @@ class SpaceMix:
         if source is not None:  # muted and unmuted before the fade was over
             source.resume(seat)
             return
-        self.sources[member] = Source(seat, self._levellers.setdefault(member, Leveller()))
+        if member not in self._levellers:
+            self._levellers[member] = Leveller(self.profile.frame_samples)
+        self.sources[member] = Source(seat, self._levellers[member])
         self.plan.set_gain(member, member, 0.0)
         if len(self._planes) < len(self.sources):
-            self._planes = np.zeros((len(self.sources) + 3, FRAME_SAMPLES), np.float32)
+            self._planes = np.zeros((len(self.sources) + 3, self.profile.frame_samples), np.float32)
 
     def remove_source(self, member: int) -> None:
         """No packet of this source is taken any more; the next tick fades it out."""
@@ -90,6 +97,11 @@ class SpaceMix:
             return False
         source.receive(audio, now_ns)
         return True
+
+    @property
+    def datagrams_a_tick(self) -> int:
+        """How many go out in 20 ms while somebody is heard."""
+        return self.plan.datagrams_a_tick * FRAME_SAMPLES // self.profile.frame_samples
 
     def waiting(self) -> bool:
         return bool(self._active) or any(s.waiting() for s in self.sources.values())
@@ -154,25 +166,37 @@ class Mixer:
         self._new_encoder = new_encoder
         self._parallel_map = parallel_map
         self._crowd = crowd
-        self._awake: dict[SpaceMix, None] = {}  # in order: the same run gives the same batches
+        # In order: the same run gives the same batches.
+        self._awake: dict[SpaceMix, None] = {}
+        self._hurried: dict[SpaceMix, None] = {}  # those with frames of 10 ms
         self.complexity: int | None = None  # of all encoders from now on; None: as they were made
 
     @property
     def awake(self) -> bool:
         """Whether a tick has anything to do."""
-        return bool(self._awake)
+        return bool(self._awake or self._hurried)
 
-    def open(self) -> SpaceMix:
-        return SpaceMix(self._new_encoder, self._crowd)
+    @property
+    def hurried(self) -> bool:
+        """Whether a half tick has anything to do."""
+        return bool(self._hurried)
+
+    def open(self, profile: Profile = VOICE) -> SpaceMix:
+        """Whoever wants little delay is in no crowd."""
+        crowd = self._crowd if profile.frame_samples == FRAME_SAMPLES else NO_CROWDS
+        return SpaceMix(self._new_encoder, crowd, profile)
 
     def close(self, mix: SpaceMix) -> None:
-        self._awake.pop(mix, None)
+        self._awake_like(mix).pop(mix, None)
+
+    def _awake_like(self, mix: SpaceMix) -> dict[SpaceMix, None]:
+        return self._awake if mix.profile.frame_samples == FRAME_SAMPLES else self._hurried
 
     def receive(self, mix: SpaceMix, member: int, audio: UplinkAudio, now_ns: int) -> bool:
         """-> whether the audio was taken."""
         taken = mix.receive(member, audio, now_ns)
         if taken:
-            self._awake[mix] = None
+            self._awake_like(mix)[mix] = None
         return taken
 
     def _encode(self, job: tuple[SpaceMix, MixClass, NDArray[np.float32]]) -> bytes:
@@ -181,23 +205,29 @@ class Mixer:
             mix_class.encoder.complexity = self.complexity  # costs less than to ask which it has
         return mix_class.encoder.encode(samples)
 
-    def tick(self, timestamp: int, now_ns: int) -> None:
-        """timestamp: of this tick's first sample, the spaces' clock."""
+    def tick(self, timestamp: int, now_ns: int, *, half: bool = False) -> None:
+        """timestamp: of this tick's first sample, the spaces' clock.  half: this is a tick in the
+        middle between two, for spaces with frames of 10 ms."""
+        # Of a space's frames, numbers that follow each other.
+        numbered = [(mix, 2 * self.stats.ticks - half) for mix in self._hurried]
+        if not half:
+            numbered += [(mix, self.stats.ticks) for mix in self._awake]
         jobs: list[tuple[SpaceMix, MixClass, NDArray[np.float32]]] = []
-        for mix in list(self._awake):
+        for mix, _ in numbered:
             decodes, classes = mix.mix(now_ns)
             self.stats.decodes += decodes
             jobs += [(mix, mix_class, samples) for mix_class, samples in classes]
         packets = self._parallel_map(self._encode, jobs)
+        numbers = dict(numbered)
         for (mix, mix_class, _), opus in zip(jobs, packets, strict=True):
-            mix_class.give(self.stats.ticks, mix.packet(mix_class, timestamp, opus))
-        for mix in list(self._awake):
-            for kind, plaintext, rows in mix.plan.give_out(self.stats.ticks):
+            mix_class.give(numbers[mix], mix.packet(mix_class, timestamp, opus))
+        for mix, number in numbered:
+            for kind, plaintext, rows in mix.plan.give_out(number):
                 self._egress.put(kind, plaintext, rows)
             mix.plan.join_held(now_ns)
             if not mix.waiting() and not mix.plan.gathered:
-                del self._awake[mix]
-        self.stats.ticks += 1
+                del self._awake_like(mix)[mix]
+        self.stats.ticks += not half
         self.stats.busy_ticks += bool(jobs)
         self.stats.encodes += len(jobs)
         self.stats.classes = len(jobs)

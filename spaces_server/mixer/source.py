@@ -1,4 +1,4 @@
-"""A source: one speaker, from their packets to 20 ms of samples at each tick."""
+"""A source: one speaker, from their packets to a frame of samples at each tick."""
 
 import math
 
@@ -60,7 +60,7 @@ class Source:
         return self.sounding or (self._playout.waiting and not self.stopped)
 
     def fill(self, out: NDArray[np.float32], now_ns: int) -> None:
-        """The next FRAME_SAMPLES into `out`; sets sounding, ending, level and capture."""
+        """The next frame into `out`; sets sounding, ending, level and capture."""
         was_sounding = self.sounding and not self.ending
         sounds = self._playout.pull(out, now_ns)
         if self._leveller is not None and sounds:

@@ -5,8 +5,9 @@ millisecond late, never early: a timer that fires before its deadline is set aga
 ticks due at once are made up for one by one; after a longer stall the missed ones are skipped,
 because a burst of stale audio helps nobody and would make the next tick late as well.
 
-Between ticks that have nothing to do the ticker rests, for at most MAX_REST: `due` says for how
-long, and `wake` that something has come in. The deadlines stay where they were.
+Between ticks that have nothing to do the ticker rests, for at most MAX_REST_NS: `due` says for how
+long, and `wake` that something has come in. The deadlines stay where they were. While `stride` is
+2, only every second one has a tick: those with even numbers.
 """
 
 import logging
@@ -17,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 MAX_BURST = 3  # ticks that may be made up for at once
-MAX_REST = 50  # periods
+MAX_REST_NS = 1_000_000_000
 LATENESS_SAMPLES = 4096  # 82 s of ticks at 20 ms
 
 _NS_PER_MS = 1_000_000
@@ -40,7 +41,8 @@ class TimerLoop(Protocol):
 class Ticker:
     """Calls `tick(now_ns)` every `period_ns`, first one period after `start()`.
 
-    `due(now_ns)`: when the next tick has something to do. `clock` counts in nanoseconds as
+    `due(now_ns)`: when the next tick has something to do. `stride()`: of how many deadlines one has
+    a tick now. `clock` counts in nanoseconds as
     time.monotonic_ns does. Counts for the operator: `ticks` run, `skipped` after stalls, `rested`
     because nothing was due, `errors` raised by `tick` (logged; the next tick runs all the same).
     """
@@ -52,6 +54,7 @@ class Ticker:
         loop: TimerLoop,
         clock: Callable[[], int] = time.monotonic_ns,
         due: Callable[[int], int] = lambda now_ns: now_ns,
+        stride: Callable[[], int] = lambda: 1,
     ) -> None:
         if period_ns <= 0:
             raise ValueError(f"a period of {period_ns} ns")
@@ -64,6 +67,8 @@ class Ticker:
         self._loop = loop
         self._clock = clock
         self._due = due
+        self._stride = stride
+        self._max_rest = MAX_REST_NS // period_ns
         self._deadline_ns = 0
         self._timer: Timer | None = None
         self._lateness_ns = np.zeros(LATENESS_SAMPLES, np.int64)  # a ring, indexed by `ticks`
@@ -99,6 +104,7 @@ class Ticker:
         now_ns = self._clock()
         waiting_ns = self._deadline_ns - max(now_ns, self._due(now_ns))
         early = (waiting_ns - 1) // self._period_ns  # not to a deadline that has had its tick
+        early -= -(self.number + 1 - early) % self._stride()
         if early > 0:
             self._timer.cancel()
             self._deadline_ns -= early * self._period_ns
@@ -129,8 +135,9 @@ class Ticker:
         if late_ns < 0:
             self._arm(now_ns)
             return
-        missed = late_ns // self._period_ns
-        if missed >= MAX_BURST:
+        stride = self._stride()
+        missed = late_ns // self._period_ns // stride * stride
+        if missed >= MAX_BURST * stride:
             self.skipped += missed
             self._deadline_ns += missed * self._period_ns
         timer = self._timer
@@ -144,10 +151,12 @@ class Ticker:
     def _rest(self, now_ns: int) -> None:
         """Moves the deadline to the first one at which something is due."""
         due_ns = self._due(now_ns)
+        periods = 0
         if due_ns > max(now_ns, self._deadline_ns):
-            periods = min(-((self._deadline_ns - due_ns) // self._period_ns), MAX_REST)
-            self._deadline_ns += periods * self._period_ns
-            self.rested += periods
+            periods = min(-((self._deadline_ns - due_ns) // self._period_ns), self._max_rest)
+        periods += -(self.number + 1 + periods) % self._stride()
+        self._deadline_ns += periods * self._period_ns
+        self.rested += periods
 
     def _run(self, now_ns: int, late_ns: int) -> None:
         self._lateness_ns[self.ticks % LATENESS_SAMPLES] = late_ns

@@ -300,7 +300,7 @@ class Space(Gathering):
         title = self.record.title
         if isinstance(request.title, str):
             title = clean_text(request.title, frames.MAX_TITLE_CHARS)
-        given = {name: getattr(request, name) for name in Settings.__struct_fields__}
+        given = {name: getattr(request, name, UNSET) for name in Settings.__struct_fields__}
         changes = {name: value for name, value in given.items() if value is not UNSET}
         settings = msgspec.structs.replace(self.settings, **changes)
         if (title, settings) == (self.record.title, self.settings):

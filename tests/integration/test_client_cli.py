@@ -166,6 +166,25 @@ def test_stats_of_a_space(server: str, voice: Path, tmp_path: Path) -> None:
     assert stats["clock_error_ms"] >= 0
 
 
+def test_a_space_of_low_delay(server: str, voice: Path, tmp_path: Path) -> None:
+    heard = tmp_path / "heard.wav"
+    with host(
+        server, tmp_path, "Ada", "--low-delay", "--input", voice, "--loop",
+        "--output", tmp_path / "h.wav",
+    ) as ada:  # fmt: skip
+        link = ada.line("listeners join with:").split("'")[1]
+        with person(
+            "join", link, tmp_path, "Bob", "--listen-only", "--output", heard, "--seconds", 3
+        ) as bob:
+            bob.line("speaking: Ada")
+            assert bob.end() == 0
+            assert not bob.err, "\n".join(bob.err)
+        assert ada.end(signal.SIGINT) == 0
+    said = samples_of(voice)
+    middle = said[SAMPLE_RATE_HZ // 2 : SAMPLE_RATE_HZ * 3 // 2]
+    assert likeness(samples_of(heard), middle) > 0.6
+
+
 def test_who_raises_a_hand_and_is_brought_up_speaks_from_the_file(
     server: str, voice: Path, tmp_path: Path
 ) -> None:

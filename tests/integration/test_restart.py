@@ -34,7 +34,9 @@ class Hum:
         self._block = (0.2 * np.sin(2 * np.pi * 400 * at)).astype(np.float32)  # whole periods
         self._ticker: Ticker | None = None
 
-    def start(self, push: Callable[[NDArray[np.float32], int], None]) -> None:
+    def start(
+        self, push: Callable[[NDArray[np.float32], int], None], block_samples: int = 960
+    ) -> None:
         self._ticker = Ticker(lambda ns: push(self._block, ns), asyncio.get_running_loop())
 
     def stop(self) -> None:

@@ -7,13 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 from protocol import frames
+from protocol.frames import Settings
 from spaces_client.stats import described, stats_of
 from spaces_client.synth import synthesise_voice
 from tests.sim.network import CLEAN, Path
-from tests.sim.world import BLOCK, Person, World
+from tests.sim.world import Person, World
 
 SECONDS = 6
-BLOCK_NS = 20_000_000
 
 
 def true_delay_ms(said: NDArray[np.float32], begun_ns: int, listener: Person) -> float:
@@ -27,16 +27,18 @@ def true_delay_ms(said: NDArray[np.float32], begun_ns: int, listener: Person) ->
 
 @pytest.mark.parametrize("path", [CLEAN, Path(latency_ms=60, jitter_ms=8), Path(loss=0.02)])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_delay_shown_is_that_of_the_sound(seed: int, path: Path) -> None:
+@pytest.mark.parametrize("low_delay", [False, True])
+def test_the_delay_shown_is_that_of_the_sound(low_delay: bool, seed: int, path: Path) -> None:
     world = World(seed, path)
-    people = world.gathered([300.0], listeners=2)
-    host, listener, other = people
+    host, listener, other = world.gathered([300.0], 2, Settings(low_delay=low_delay))
+    samples = host.client.profile.frame_samples
+    assert samples == (480 if low_delay else 960)
     said = synthesise_voice(seed, SECONDS)[: SECONDS * 48_000]
     began_ns: list[int] = []
 
     def script() -> Iterator[NDArray[np.float32]]:
-        for block in said.reshape(-1, BLOCK):
-            began_ns.append(world.now_ns - BLOCK_NS)
+        for block in said.reshape(-1, samples):
+            began_ns.append(world.now_ns - samples * 62_500 // 3)
             yield block
 
     listener.client.measuring = True
@@ -50,6 +52,19 @@ def test_the_delay_shown_is_that_of_the_sound(seed: int, path: Path) -> None:
     assert abs(speaker.delay_ms - truth_ms) < 4
     assert stats_of(other.client, output_ms=0).speakers[0].delay_ms is None, "nobody asked"
     assert any("from mouth to ear" in line for line in described(shown))
+
+
+def test_a_space_of_low_delay_has_less_of_it() -> None:
+    delays_ms = []
+    for low_delay in (False, True):
+        world = World(7, CLEAN)
+        host, listener = world.gathered([300.0], 1, Settings(low_delay=low_delay))
+        listener.client.measuring = host.talking = True
+        world.run(4_000)
+        [speaker] = stats_of(listener.client, output_ms=0).speakers
+        assert speaker.delay_ms is not None
+        delays_ms.append(speaker.delay_ms)
+    assert delays_ms[1] < delays_ms[0] - 15
 
 
 def test_a_speaker_asks_for_the_clock_only_while_speaking_and_others_not_at_all() -> None:

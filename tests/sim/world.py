@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -18,6 +18,7 @@ from protocol.noise import public_key
 from protocol.packets import Kind
 from spaces_client import client as c
 from spaces_client.client import Client
+from spaces_server.mixer.egress import Batch
 from spaces_server.node import Limits, Node
 from spaces_server.policy.house import HouseRules
 from spaces_server.records import StoreReply
@@ -66,12 +67,12 @@ class Person:
     asked: list[int] = field(default_factory=list)
     replies: Counter[int] = field(default_factory=Counter)
 
-    def block(self) -> NDArray[np.float32]:
+    def block(self, samples: int) -> NDArray[np.float32]:
         if self.script is not None:
-            return next(self.script, SILENCE)
+            return next(self.script, SILENCE[:samples])
         at = self.said % SECOND
-        self.said += BLOCK
-        return second_of(self.tone_hz)[at : at + BLOCK] if self.talking else SILENCE
+        self.said += samples
+        return second_of(self.tone_hz)[at : at + samples] if self.talking else SILENCE[:samples]
 
     def reply(self, request_id: int) -> frames.Frame | None:
         for event in self.events:
@@ -201,15 +202,23 @@ class World:
 
     def _tick(self) -> None:
         self.ticks += 1
-        for batch in self.node.tick(self.ticks * BLOCK, self.now_ns):
+        self._send(self.node.tick(self.ticks * BLOCK, self.now_ns))
+        self._drain()
+        for watch in self.after_tick:
+            watch(self)
+        self.at(self.now_ns + TICK_NS // 2, self._half_tick)
+        self.at(self.now_ns + TICK_NS, self._tick)
+
+    def _half_tick(self) -> None:
+        if self.node.stride() == 1:
+            self._send(self.node.half_tick(self.ticks * BLOCK + BLOCK // 2, self.now_ns))
+
+    def _send(self, batches: Iterable[Batch]) -> None:
+        for batch in batches:
             for row, length, address in zip(
                 batch.arena, batch.lengths, batch.addresses, strict=True
             ):
                 self.send(SERVER, address.tobytes(), row[:length].tobytes())
-        self._drain()
-        for watch in self.after_tick:
-            watch(self)
-        self.at(self.now_ns + TICK_NS, self._tick)
 
     def _store(self) -> None:
         node, replies = self.node, self.shelf.answer(self.node.to_store())
@@ -267,15 +276,16 @@ class World:
         return reply
 
     def _beat(self, person: Person) -> None:
-        """20 ms of one person's time: speak, listen, timers."""
+        """A frame of one person's time: speak, listen, timers."""
         client = person.client
+        samples = client.profile.frame_samples
         if client.phase is c.Phase.CONNECTED:
-            block = person.block()
+            block = person.block(samples)
             if person.rogue and not client.may_speak:
                 self._talk_all_the_same(person, block)
             else:
                 client.talk(block, self.now_ns)
-        out = np.empty(BLOCK, np.float32)
+        out = np.empty(samples, np.float32)
         if not person.heard:
             person.heard_since_ns = self.now_ns
         client.play(out, self.now_ns)
@@ -284,7 +294,7 @@ class World:
             self._take(person, client.tick(self.now_ns))
         self._transmit(person)
         if not client.finished(self.now_ns):
-            self.at(self.now_ns + TICK_NS, lambda: self._beat(person))
+            self.at(self.now_ns + samples * 62_500 // 3, lambda: self._beat(person))
 
     def _talk_all_the_same(self, person: Person, block: NDArray[np.float32]) -> None:
         """As a client does that does not care what it may do."""
@@ -322,12 +332,14 @@ class World:
             reply = person.reply(request_id)
             assert isinstance(reply, frames.AccountReply), reply
 
-    def gathered(self, tones: list[float], listeners: int) -> list[Person]:
+    def gathered(
+        self, tones: list[float], listeners: int, settings: frames.Settings | None = None
+    ) -> list[Person]:
         """A space with a speaker for every tone (the first is the host), and listeners."""
         people = self.connected(len(tones) + listeners, tones)
         host = people[0]
         self.registered(people)
-        opened = self.answer(host, frames.Open, title="sim")
+        opened = self.answer(host, frames.Open, title="sim", settings=settings or frames.Settings())
         assert isinstance(opened, frames.Joined), opened
         invited = self.answer(host, frames.MakeInvite)
         assert isinstance(invited, frames.Invited), invited

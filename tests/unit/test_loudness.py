@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from spaces_client.synth import synthesise_voice
 from spaces_server.mixer.loudness import (
-    FRAME_SAMPLES,
-    FRAMES_PER_S,
     HIGH_PASS,
     MAX_GAIN_DB,
     MAX_SLEW_DB_PER_S,
@@ -23,6 +21,8 @@ from spaces_server.mixer.loudness import (
 from tests.quality.speech import VOICES, voice
 
 Samples = NDArray[np.float32]
+FRAME_SAMPLES = 960
+FRAMES_PER_S = 50
 
 
 def frames(samples: NDArray[np.floating]) -> Samples:
@@ -51,10 +51,12 @@ def speech(seconds: float, dbfs: float = -26.0, seed: int = 1) -> Samples:
     return scaled
 
 
-def gains_over(leveller: Leveller, samples: Samples) -> list[float]:
+def gains_over(
+    leveller: Leveller, samples: Samples, frame_samples: int = FRAME_SAMPLES
+) -> list[float]:
     """The gain in dB after each frame; `samples` are turned up or down in place, if they can be."""
     gains = []
-    for frame in samples.reshape(-1, FRAME_SAMPLES):
+    for frame in samples.reshape(-1, frame_samples):
         leveller.level(frame)
         gains.append(leveller.gain_db)
     return gains
@@ -179,6 +181,24 @@ def test_the_gain_is_bounded_and_slow() -> None:
 def test_noise_is_never_turned_up(exponent: float, dbfs: float) -> None:
     samples = noise(20, dbfs, exponent)
     assert set(gains_over(Leveller(), samples)) == {0.0}
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("dbfs", [-60.0, -50.0, -40.0])
+def test_nor_is_it_in_frames_of_10_ms(exponent: float, dbfs: float) -> None:
+    samples = noise(20, dbfs, exponent)
+    assert set(gains_over(Leveller(480), samples, 480)) == {0.0}
+
+
+@pytest.mark.parametrize("dbfs", [-45.0, -36.0, -26.0, -10.0])
+def test_in_frames_of_10_ms_the_gain_is_the_same_over_time(dbfs: float) -> None:
+    whole, half = speech(15, dbfs), speech(15, dbfs)
+    gains = gains_over(Leveller(), whole)
+    halves = gains_over(Leveller(480), half, 480)
+    assert max(abs(a - b) for a, b in zip(gains, halves[1::2], strict=True)) < 1
+    assert loudness(half[-480_000:]) == pytest.approx(loudness(whole[-480_000:]), abs=0.5)
+    steps = [abs(after - before) for before, after in pairwise([0.0, *halves])]
+    assert max(steps) <= MAX_SLEW_DB_PER_S / FRAMES_PER_S / 2 * 1.0001
 
 
 def test_noise_in_short_talkspurts_is_not_turned_up() -> None:

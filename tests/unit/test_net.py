@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from spaces_server.net import mmsg
-from spaces_server.net.ticker import LATENESS_SAMPLES, MAX_BURST, MAX_REST, Ticker
+from spaces_server.net.ticker import LATENESS_SAMPLES, MAX_BURST, MAX_REST_NS, Ticker
 from spaces_server.net.transport import (
     OVERLAP_ROWS,
     Batch,
@@ -586,12 +586,13 @@ class Ticks:
         early_ns: int = 0,
         work_ns: int = 0,
         due: Callable[[int], int] = lambda now_ns: now_ns,
+        stride: Callable[[], int] = lambda: 1,
     ) -> None:
         self.loop = FakeLoop(early_ns)
         self.times: list[int] = []
         self.numbers: list[int] = []
         self.work_ns = work_ns
-        self.ticker = Ticker(period_ns, self._tick, self.loop, self.loop.clock_ns, due)
+        self.ticker = Ticker(period_ns, self._tick, self.loop, self.loop.clock_ns, due, stride)
         self.start_ns = self.loop.now_ns
         self.ticker.start()
 
@@ -715,7 +716,8 @@ def test_a_ticker_with_nothing_due_rests() -> None:
     for _ in range(3_600):
         ticks.loop.fire()
         assert 0 <= ticks.times[-1] - ticks.due_ns(ticks.numbers[-1] + 1) < MS
-    assert ticks.numbers[-1] == pytest.approx(3_600 * (MAX_REST + 1), abs=MAX_REST + 1)
+    most = MAX_REST_NS // (20 * MS) + 1
+    assert ticks.numbers[-1] == pytest.approx(3_600 * most, abs=most)
     assert ticks.ticker.skipped == 0
 
 
@@ -754,6 +756,52 @@ def test_what_comes_in_wakes_a_resting_ticker(after_ms: int) -> None:
     ticks.loop.fire()
     assert 0 <= ticks.times[-1] - woken_ns <= 21 * MS
     assert 0 <= ticks.times[-1] - ticks.due_ns(ticks.numbers[-1] + 1) < MS
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 150), st.integers(0, 50), st.integers(0, 90)), max_size=40)
+)
+def test_every_second_tick_is_as_a_ticker_of_twice_the_period(
+    days_ms: list[tuple[int, int, int]],
+) -> None:
+    """The same ticks, and as many wake-ups of the loop: late, resting, woken or not."""
+    due = [0]
+    seen = []
+    for period_ms, stride in ((20, 1), (10, 2)):
+        ticks = Ticks(
+            period_ns=period_ms * MS, due=lambda _: due[0], stride=lambda stride=stride: stride
+        )
+        ticks.loop.now_ns = ticks.start_ns = 20 * MS - period_ms * MS  # the first: at 20 ms
+        ticks.ticker.start()
+        for late_ms, work_ms, rest_ms in days_ms:
+            ticks.work_ns = work_ms * MS
+            due[0] = max(ticks.loop.now_ns, 20 * MS) + rest_ms * MS
+            ticks.loop.fire(late_ms * MS)
+            due[0] = 0
+            ticks.ticker.wake()
+        numbers = [number // stride for number in ticks.numbers]
+        assert not any(number % stride for number in ticks.numbers)
+        seen.append((ticks.times, numbers, ticks.loop.arms, ticks.ticker.skipped // stride))
+    assert seen[0] == seen[1]
+
+
+def test_half_ticks_begin_and_end_when_they_are_wanted() -> None:
+    stride = [2]
+    ticks = Ticks(period_ns=10 * MS, stride=lambda: stride[0])
+    ticks.loop.fire()
+    ticks.loop.fire()
+    assert ticks.numbers == [0, 2]
+    ticks.loop.now_ns += 3 * MS
+    stride[0] = 1
+    ticks.ticker.wake()  # a packet came
+    for _ in range(4):
+        ticks.loop.fire()
+    assert ticks.numbers == [0, 2, 3, 4, 5, 6]
+    stride[0] = 2
+    for _ in range(3):
+        ticks.loop.fire()
+    assert ticks.numbers[6:] in ([7, 8, 10], [8, 10, 12])
+    assert ticks.ticker.skipped == 0
 
 
 def test_a_ticker_that_does_not_rest_is_not_woken() -> None:

@@ -71,7 +71,7 @@ class Microphone:
         self.say: Callable[[Samples, int], None] | None = None
         self.stopped = False
 
-    def start(self, push: Callable[[Samples, int], None]) -> None:
+    def start(self, push: Callable[[Samples, int], None], block_samples: int = 960) -> None:
         self.say = push
 
     async def finished(self) -> None:

@@ -860,9 +860,19 @@ def test_the_state_hash_by_its_formula() -> None:
     assert state_hash.StateHash.of(state).value == value
 
 
+FOR_GOOD = ("low_delay",)  # settings that nobody can change
+
+
+def test_what_is_for_good_cannot_be_configured() -> None:
+    changed = set(frames.Configure.__struct_fields__)
+    assert {name for name in frames.Settings.__struct_fields__ if name not in changed} == set(
+        FOR_GOOD
+    )
+
+
 def test_the_rows_of_the_state_hash_have_the_fields_of_the_maps() -> None:
     members = list(frames.Member.__struct_fields__)
-    settings = list(frames.Settings.__struct_fields__)
+    settings = [name for name in frames.Settings.__struct_fields__ if name not in FOR_GOOD]
     assert f'`["member", {", ".join(members)}]`' in SPEC
     assert f'`["space", title, {", ".join(settings)}]`' in SPEC
 
