@@ -1,16 +1,16 @@
 """Delay, packet by packet: what the server adds, and from the mouth to the ear.
 
 A real server on a core of its own; real clients (spaces_client) on the other, with the sound card
-left out: blocks of 20 ms go in and come out by the clock.  Every mixed packet says which moment of
-whose voice it carries, and all clients here have one clock, so each packet's way is known:
+left out: frames go in, and 10 ms at a time come out, by the clock.  Every mixed packet says which
+moment of whose voice it carries, and all clients here have one clock: each packet's way is known.
 
-    mouth                the first sample of a block sounds
-      | 20 ms            the block is full, encoded and sent
+    mouth                the first sample of a frame sounds
+      | 20 ms, or 10     the frame is full, encoded and sent
     sent -------------   server_added begins
       |                  the server's jitter buffer, its tick, mix, encode, seal, send
     heard ------------   server_added ends: the first packet that carries it is at some client
       |                  the client's jitter buffer
-    ear                  its block is handed to the sound card
+    ear                  it is handed to the sound card
 
 Two Opus encoders look ahead (6.5 ms each), which no timestamp shows: it is added to mouth_to_ear.
 """
@@ -33,9 +33,11 @@ from rich.table import Table
 
 from bench.process import cores, pinned
 from bench.server import MeasuredServer
+from protocol.frames import Settings
 from protocol.opus import Encoder
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
-from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES, AudioInput, AudioOutput
+from protocol.profile import profile_of
+from spaces_client.audio import BLOCK_MS, PULL_SAMPLES, AudioInput, AudioOutput
 from spaces_client.client import Heard
 from spaces_client.crowd import Delays, VoiceInput, join_listeners, join_speakers, voice_files
 from spaces_client.live import LiveSpace
@@ -45,25 +47,25 @@ MS = 1_000_000
 SETTLE_S = 2.0  # jitter buffers find their delay
 KEPT_BLOCKS = 1_000  # whose way is watched at once
 UNIT_NS = CAPTURE_UNIT_SAMPLES * 1_000_000_000 // 48_000
-BLOCK_UNITS = BLOCK_SAMPLES // CAPTURE_UNIT_SAMPLES
 HISTOGRAM_MS = 250
 
 
 @dataclass(slots=True)
 class _Mouths:
-    """When which moment of whose voice sounded."""
+    """When which moment of whose voice sounded; frames of so many samples."""
 
+    frame_samples: int
     at_ns: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def spoke(self, seat: int, packet: UplinkAudio, sent_ns: int) -> None:
         if len(self.at_ns) >= KEPT_BLOCKS:
             del self.at_ns[next(iter(self.at_ns))]
         capture = packet.timestamp // CAPTURE_UNIT_SAMPLES & 0xFFFF
-        self.at_ns[seat, capture] = sent_ns - BLOCK_MS * MS
+        self.at_ns[seat, capture] = sent_ns - self.frame_samples * 62_500 // 3
 
     def when(self, seat: int, capture: int) -> int | None:
-        """capture: any moment within a block."""
-        for back in range(BLOCK_UNITS):
+        """capture: any moment within a frame."""
+        for back in range(self.frame_samples // CAPTURE_UNIT_SAMPLES):
             began_ns = self.at_ns.get((seat, capture - back & 0xFFFF))
             if began_ns is not None:
                 return began_ns + back * UNIT_NS
@@ -71,14 +73,14 @@ class _Mouths:
 
 
 class _Ear(AudioOutput):
-    """A listener's sound card: takes a block every 20 ms and finds out when it was spoken."""
+    """A listener's sound card: takes samples as one does, and finds out when they were spoken."""
 
     def __init__(self, listener: LiveSpace, mouths: _Mouths) -> None:
         self.delays_ns: list[int] = []
         self._listener = listener
         self._mouths = mouths
         self._heard: dict[int, Heard] = {}
-        self._out = np.empty(BLOCK_SAMPLES, np.float32)
+        self._out = np.empty(PULL_SAMPLES, np.float32)
         self._ticker: Ticker | None = None
 
     def heard(self, heard: Heard) -> None:
@@ -93,14 +95,14 @@ class _Ear(AudioOutput):
             if playout.sounding:
                 self._played(playout.timestamp, time.monotonic_ns())
 
-        self._ticker = Ticker(tick, asyncio.get_running_loop())
+        self._ticker = Ticker(tick, asyncio.get_running_loop(), PULL_SAMPLES / 48)
 
     def stop(self) -> None:
         if self._ticker is not None:
             self._ticker.cancel()
 
     def _played(self, timestamp: int, now_ns: int) -> None:
-        offset = timestamp % BLOCK_SAMPLES
+        offset = timestamp % self._mouths.frame_samples
         heard = self._heard.get(timestamp - offset)
         for audible in heard.audio.audible if heard is not None else ():
             mouth_ns = self._mouths.when(audible.seat, audible.capture)
@@ -126,12 +128,24 @@ def _distribution(delays_ms: NDArray[np.float64]) -> dict[str, Any]:
 
 
 async def _run(
-    server: MeasuredServer, speakers: int, listeners: int, seconds: float, speech: Path | None
+    server: MeasuredServer,
+    speakers: int,
+    listeners: int,
+    seconds: float,
+    speech: Path | None,
+    low_delay: bool,
 ) -> dict[str, Any]:
+    settings = Settings(low_delay=low_delay)
+    frame_samples = profile_of(settings).frame_samples
     files = voice_files(speech) if speech is not None else []
-    delays, mouths = Delays(), _Mouths()
+    # All of them before anybody speaks: to make one takes so long that those who do would falter.
+    voices: list[AudioInput] = [
+        WavInput(files[number % len(files)], loop=True) if files else VoiceInput(number)
+        for number in range(speakers)
+    ]
+    delays, mouths = Delays(), _Mouths(frame_samples)
     async with contextlib.AsyncExitStack() as stack:
-        on_stage, link = await join_speakers(stack, server.link, speakers)
+        on_stage, link = await join_speakers(stack, server.link, speakers, settings)
         audience = await join_listeners(stack, link, listeners)
         ears = [_Ear(listener, mouths) for listener in audience]
         for listener, ear in zip(audience, ears, strict=True):
@@ -143,7 +157,7 @@ async def _run(
             listener.on_heard = on_heard
             listener.start_audio(None, ear)
             await asyncio.sleep(BLOCK_MS / 1000 / listeners)  # so that all phases occur
-        for number, speaker in enumerate(on_stage):
+        for speaker, voice in zip(on_stage, voices, strict=True):
             seat = speaker.me.seat
             assert isinstance(seat, int)
 
@@ -152,9 +166,6 @@ async def _run(
                 mouths.spoke(seat, packet, now_ns)
 
             speaker.on_sent = on_sent
-            voice: AudioInput = (
-                WavInput(files[number % len(files)], loop=True) if files else VoiceInput(number)
-            )
             speaker.start_audio(voice, None)
             await asyncio.sleep(BLOCK_MS / 1000 / speakers)
         await asyncio.sleep(SETTLE_S)
@@ -173,6 +184,7 @@ async def _run(
         "seconds": seconds,
         "speakers": speakers,
         "listeners": listeners,
+        "frame_ms": frame_samples // 48,
         "server_added_ms": _distribution(np.array(delays.delays_ms)),
         "mouth_to_ear_ms": _distribution(heard_ms + codec_ms),
         "codec_lookahead_ms": codec_ms,
@@ -181,14 +193,18 @@ async def _run(
 
 
 def measure(
-    speakers: int, listeners: int, seconds: float, speech: Path | None = None
+    speakers: int,
+    listeners: int,
+    seconds: float,
+    speech: Path | None = None,
+    low_delay: bool = False,
 ) -> dict[str, Any]:
     """-> the figures; keys are stable, see bench/README.md."""
     ours, generators = cores()
     with ExitStack() as stack:
         server = MeasuredServer(stack, ours)
         stack.enter_context(pinned(generators))
-        return asyncio.run(_run(server, speakers, listeners, seconds, speech))
+        return asyncio.run(_run(server, speakers, listeners, seconds, speech, low_delay))
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -215,16 +231,22 @@ def show(figures: dict[str, Any]) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of WAV files that the speakers say; without it voices are synthesised.",
 )
+@click.option("--low-delay", is_flag=True, help="Frames of 10 ms instead of 20.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    speakers: int, listeners: int, seconds: float, speech: Path | None, as_json: bool
+    speakers: int,
+    listeners: int,
+    seconds: float,
+    speech: Path | None,
+    low_delay: bool,
+    as_json: bool,
 ) -> None:
     """Measure the delay that the server adds, and from mouth to ear, packet by packet.
 
     \b
     spaces-bench latency --speakers 3 --listeners 10 --seconds 10
     """
-    figures = measure(speakers, listeners, seconds, speech)
+    figures = measure(speakers, listeners, seconds, speech, low_delay)
     if as_json:
         print(json.dumps(figures))
     else:
