@@ -88,7 +88,7 @@ class _Ear(AudioOutput):
             del self._heard[next(iter(self._heard))]
         self._heard[heard.audio.timestamp] = heard
 
-    def start(self, pull: Callable[[NDArray[np.float32], int], None]) -> None:
+    def start(self, pull: Callable[[NDArray[np.float32], int], None], channels: int = 1) -> None:
         def tick(now_ns: int) -> None:
             pull(self._out, now_ns)
             playout = self._listener.client.playout

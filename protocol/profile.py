@@ -1,24 +1,42 @@
-"""What the sound of a space is: how long its frames are.
+"""What the sound of a space is: how long its frames are, and whether it is for voices or music.
 
 Everything else follows from it: how often the server mixes the space, what a packet of the mix
-holds, what a microphone gives at a time.
+holds, what a microphone gives at a time and what is done to it.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from protocol.frames import Settings
+from protocol.frames import Settings, Sound
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """frame_samples: of a packet, at 48 kHz; 960 or 480."""
+    """frame_samples: of a packet, at 48 kHz; 960 or 480.  music: stereo, at a rate that leaves
+    nothing to be heard of the codec, and nothing done to it: no echo cancelling, no noise
+    suppression, no levelling, no sending of nothing where it is quiet."""
 
     frame_samples: int = 960
+    music: bool = False
+
+    @property
+    def channels(self) -> int:
+        return 2 if self.music else 1
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """How an `Encoder` for it differs from the one that its owner would make for voices."""
+        if not self.music:
+            return {}
+        return {"channels": 2, "application": "audio", "bitrate": 128_000}
+
+    def shape(self, samples: int) -> tuple[int, ...]:
+        """Of so many samples as an array: (n,), or (n, 2)."""
+        return (samples, 2) if self.music else (samples,)
 
 
 VOICE = Profile()
-LOW_DELAY = Profile(frame_samples=480)
 
 
 def profile_of(settings: Settings) -> Profile:
-    return LOW_DELAY if settings.low_delay else VOICE
+    return Profile(480 if settings.low_delay else 960, music=settings.sound is Sound.MUSIC)

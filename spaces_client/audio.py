@@ -1,7 +1,7 @@
 """Where a client's sound comes from and goes to: two small interfaces.
 
-All audio inside the client is mono float32 at 48 kHz, -1..1, in blocks of 20 ms, or of 10 in a
-space of low delay. A device, a file
+All audio inside the client is float32 at 48 kHz, -1..1, in blocks of 20 ms, or of 10 in a space of
+low delay: (n,), or (n, 2) in a space for music. A device, a file
 and a demo voice all look the same from here.
 """
 
@@ -28,22 +28,37 @@ class AudioError(Exception):
     """
 
 
+def with_channels(samples: Samples, channels: int) -> Samples:
+    """(n,) or (n, 2) as the other, where it is not what is wanted: both ears hear the same, or the
+    mean of both is heard."""
+    if samples.ndim == channels:
+        return samples
+    if channels == 2:
+        return np.repeat(samples[:, None], 2, axis=1)
+    mono: Samples = samples.mean(axis=1, dtype=np.float32)
+    return mono
+
+
 def cut(blocks: Iterable[Samples], samples: int) -> Iterator[Samples]:
     """Blocks of 20 ms, each as blocks of `samples`."""
     for block in blocks:
-        yield from block.reshape(-1, samples)
+        yield from block.reshape(-1, samples, *block.shape[1:])
 
 
 class AudioInput(Protocol):
     """A source of blocks: a microphone or a file."""
 
     def start(
-        self, push: Callable[[Samples, int], None], block_samples: int = BLOCK_SAMPLES
+        self,
+        push: Callable[[Samples, int], None],
+        block_samples: int = BLOCK_SAMPLES,
+        channels: int = 1,
     ) -> None:
         """Begin. `push(block, captured_ns)` is called in the event loop's thread each 20 ms.
 
-        `block` has shape (block_samples,), of which BLOCK_SAMPLES is a multiple, and belongs to the
-        receiver; with half of it, the calls come each 10 ms. `captured_ns` is the monotonic time at
+        `block` has shape (block_samples,), or (block_samples, 2) where two `channels` are wanted
+        and to be had, and belongs to the receiver; BLOCK_SAMPLES is a multiple of block_samples,
+        and with half of it the calls come each 10 ms. `captured_ns` is the monotonic time at
         which its last sample was taken. Raises AudioError when the input cannot be started.
         """
         ...
@@ -65,8 +80,9 @@ class AudioOutput(Protocol):
         """From a block being filled to its first sample being heard, as far as is known."""
         return 0.0
 
-    def start(self, pull: Callable[[Samples, int], None]) -> None:
-        """Begin. `pull(out, now_ns)` must fill all of `out`, shape (960,) or less.
+    def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
+        """Begin. `pull(out, now_ns)` must fill all of `out`: 960 samples or less, of as many
+        `channels`, or of one if the output has no more.
 
         It is called in the event loop's thread. Raises AudioError when the output cannot be
         started.

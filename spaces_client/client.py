@@ -46,10 +46,11 @@ from protocol.packets import (
     unpack_refused,
 )
 from protocol.playout import Playout
-from protocol.profile import Profile, profile_of
+from protocol.profile import VOICE, Profile, profile_of
 from protocol.redundancy import Repeater
 from protocol.reliable import ChannelFull
 from spaces_client import AGENT
+from spaces_client.audio import with_channels
 from spaces_client.delay import ASK_FIRST_NS, ASK_NS, EXCHANGES, Ears, ServerClock, VoiceOrigin
 from spaces_client.talker import Talker
 from spaces_client.view import SpaceView
@@ -242,6 +243,7 @@ class Client:
         """private_key: 32 bytes, who one is.  address: the server's, as the network names it."""
         self.link = link
         self.view = SpaceView()
+        self.profile = VOICE  # of the space that one entered last
         self.muted = False
         self.received = Received()  # in this session
         self.playout = Playout()
@@ -257,9 +259,9 @@ class Client:
         self._private_key = private_key
         self._entropy = entropy
         self._address = address
-        self._talker = Talker(
-            bitrate=bitrate, complexity=complexity, timestamp=int.from_bytes(entropy(4))
-        )
+        self._bitrate = bitrate
+        self._complexity = complexity
+        self._talker = self._new_talker(int.from_bytes(entropy(4)))
         self._origin = VoiceOrigin()
         self._clock_due_ns: int | float = 0  # when to ask for the server's clock, if it is needed
         self._clock_wanted = False
@@ -282,6 +284,14 @@ class Client:
         self._failures = 0  # to have a session, one after another
         self._retry_ns = 0
         self._begin(now_ns)
+
+    def _new_talker(self, timestamp: int) -> Talker:
+        return Talker(
+            bitrate=self._bitrate,
+            complexity=self._complexity,
+            timestamp=timestamp,
+            profile=self.profile,
+        )
 
     # -- handshake --------------------------------------------------------------------------
 
@@ -349,7 +359,7 @@ class Client:
         self._connection.ping(now_ns)  # what proves our address to the server
         self.phase = Phase.CONNECTED
         self.received = Received()
-        self.playout = Playout()
+        self.playout = Playout(self.profile.channels)
         self._repeater = Repeater()
         self.clock = ServerClock()
         self._clock_due_ns = self._clock_id = 0
@@ -582,8 +592,7 @@ class Client:
         self.view.take(joined.you, joined.snapshot)
         self._joined_ns = now_ns
         self._looks_in_vain = 0
-        self.ears = Ears(self.profile.frame_samples)
-        self._origin = VoiceOrigin()  # frames may have another length from now on
+        self._sound_as(profile_of(self.view.settings))
         if self._entry is not None:
             # Whoever is on stage by now: the blocks were told of when they came.
             way = {"space": joined.space, "despite_blocked": True}
@@ -592,6 +601,15 @@ class Client:
                 if isinstance(self._entry.invite, str):
                     way["invite"] = self._entry.invite
             self._way_back, self._entry = way, None
+
+    def _sound_as(self, profile: Profile) -> None:
+        self.ears = Ears(profile.frame_samples)
+        self._origin = VoiceOrigin()  # frames may have another length from now on
+        if profile == self.profile:
+            return
+        self.profile = profile
+        self.playout = Playout(profile.channels)
+        self._talker = self._new_talker(self._talker.timestamp)
 
     def _out_of_space(self) -> None:
         self.view = SpaceView()
@@ -652,11 +670,6 @@ class Client:
             self._request_own(frames.Seen, notice=notice)
 
     @property
-    def profile(self) -> Profile:
-        """Of the space one is in."""
-        return profile_of(self.view.settings)
-
-    @property
     def may_speak(self) -> bool:
         me = self.view.me
         if me is None or self.trouble is not None:
@@ -666,12 +679,13 @@ class Client:
     def talk(
         self, block: NDArray[np.float32], captured_ns: int | None = None
     ) -> UplinkAudio | None:
-        """block (n,): the microphone's next frame, as long as `profile` says, kept back unless one
-        may speak; captured_ns: when the last of it was captured, if that is known.  -> the packet
-        that goes out for it, if any."""
+        """block (n,) or (n, 2): the microphone's next frame, best as `profile` says, kept back
+        unless one may speak; captured_ns: when the last of it was captured, if that is known.
+        -> the packet that goes out for it, if any."""
         if captured_ns is not None:
             end = self._talker.timestamp + len(block) & 0xFFFF_FFFF
             self._origin.captured(end, captured_ns)
+        block = with_channels(block, self.profile.channels)
         packet = self._talker.talk(block) if self.may_speak else self._talker.pause(len(block))
         if packet is not None and self._connection is not None:
             packet = self._repeater.repeat(packet)
@@ -680,8 +694,13 @@ class Client:
         return packet
 
     def play(self, out: NDArray[np.float32], now_ns: int) -> bool:
-        """Fills `out` with what is to be heard next; -> whether it is anything but silence."""
-        sounds = self.playout.pull(out, now_ns)
+        """Fills `out`, (n,) or (n, 2), with what is to be heard next; -> whether it is anything but
+        silence."""
+        shape = self.profile.shape(len(out))
+        heard = out if out.shape == shape else np.empty(shape, np.float32)
+        sounds = self.playout.pull(heard, now_ns)
+        if heard is not out:
+            out[...] = with_channels(heard, out.ndim)
         if not sounds:
             self.levels = {}
         elif self.measuring:

@@ -41,7 +41,14 @@ class ComfortNoise(AudioOutput):
         self._output = output
         self._noise = _noise()
 
-    def start(self, pull: Callable[[Samples, int], None]) -> None:
+    @property
+    def delay_ms(self) -> float:
+        return self._output.delay_ms
+
+    def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
+        if channels != 1:  # music: its pauses are silent, and nothing is added to it
+            self._output.start(pull, channels)
+            return
         self._at = 0  # in _noise
         self._gain = 0.0
         self._heard = False

@@ -49,6 +49,7 @@ class VoiceInput:
         self,
         push: Callable[[NDArray[np.float32], int], None],
         block_samples: int = BLOCK_SAMPLES,
+        channels: int = 1,
     ) -> None:
         blocks = cycle(self._samples.reshape(-1, block_samples))
 
@@ -73,7 +74,7 @@ class Listen(AudioOutput):
         self._out = np.empty(samples, np.float32)
         self._ticker: Ticker | None = None
 
-    def start(self, pull: Callable[[NDArray[np.float32], int], None]) -> None:
+    def start(self, pull: Callable[[NDArray[np.float32], int], None], channels: int = 1) -> None:
         self._ticker = Ticker(
             lambda now_ns: pull(self._out, now_ns),
             asyncio.get_running_loop(),

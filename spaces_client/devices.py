@@ -68,8 +68,9 @@ class Ring:
     (`underrun_samples`).
     """
 
-    def __init__(self, capacity_samples: int) -> None:
-        self._buffer: Samples = np.zeros(capacity_samples, np.float32)
+    def __init__(self, capacity_samples: int, channels: int = 1) -> None:
+        shape = (capacity_samples,) if channels == 1 else (capacity_samples, channels)
+        self._buffer: Samples = np.zeros(shape, np.float32)
         self._read_at = 0
         self._fill = 0
         # Held for the time of a copy only, so the device's thread never waits on work.
@@ -81,7 +82,8 @@ class Ring:
         return self._fill
 
     def write(self, samples: Samples) -> None:
-        """Append (n,). If there is no room the oldest samples make it: late sound is of no use."""
+        """Append (n,) or (n, 2). If there is no room the oldest samples make it: late sound is of
+        no use."""
         capacity = len(self._buffer)
         with self._lock:
             lost = max(0, self._fill + len(samples) - capacity)
@@ -93,7 +95,7 @@ class Ring:
             self._fill = kept + len(samples)
 
     def read(self, out: Samples) -> None:
-        """Fill all of `out` (n,), with silence where the ring has run out."""
+        """Fill all of `out`, (n,) or (n, 2), with silence where the ring has run out."""
         with self._lock:
             count = min(len(out), self._fill)
             self._copy(self._read_at, out[:count], into_ring=False)
@@ -209,7 +211,7 @@ def choose(devices: list[Device], wanted: str | int) -> Device:
     raise AudioError(f"{problem} {devices[0].kind} called {wanted!r}; there are {have}")
 
 
-def _open(kind: Kind, wanted: str | int | None) -> Any:
+def _open(kind: Kind, wanted: str | int | None, channels: int) -> Any:
     """miniaudio's device, opened and not yet running. Raises AudioError."""
     if wanted is None:
         # The system's default: the backend that can open it knows which that is.
@@ -221,7 +223,7 @@ def _open(kind: Kind, wanted: str | int | None) -> Any:
         advice = f"cannot open {device.name}; is another program using it? See: spaces devices"
     for backend, device_id in candidates:
         common = {
-            "nchannels": 1,
+            "nchannels": channels,
             "sample_rate": SAMPLE_RATE_HZ,
             "buffersize_msec": _PERIOD_MS,
             "callback_periods": _PERIODS,
@@ -239,10 +241,10 @@ def _open(kind: Kind, wanted: str | int | None) -> Any:
 class _Running:
     """A device and the loop it serves, from start() to stop()."""
 
-    def __init__(self, kind: Kind, wanted: str | int | None) -> None:
+    def __init__(self, kind: Kind, wanted: str | int | None, channels: int) -> None:
         self._kind = kind
         self._loop = asyncio.get_running_loop()
-        self._device: Any = _open(kind, wanted)
+        self._device: Any = _open(kind, wanted, channels)
         self._watchdog: asyncio.TimerHandle | None = None
         self._called = False
 
@@ -286,16 +288,22 @@ class DeviceInput(AudioInput):
         self._running: _Running | None = None
         self._push: Callable[[Samples, int], None] | None = None
         self._block_samples = BLOCK_SAMPLES
+        self._shape: tuple[int, ...] = (-1,)
         self._stopped = asyncio.Event()
         # What the event loop may be late by before sound is lost.
         self.ring = Ring(_MAX_RING_SAMPLES)
 
     def start(
-        self, push: Callable[[Samples, int], None], block_samples: int = BLOCK_SAMPLES
+        self,
+        push: Callable[[Samples, int], None],
+        block_samples: int = BLOCK_SAMPLES,
+        channels: int = 1,
     ) -> None:
         self._push = push
         self._block_samples = block_samples
-        self._running = _Running("microphone", self._wanted)
+        self._shape = (-1,) if channels == 1 else (-1, channels)
+        self.ring = Ring(_MAX_RING_SAMPLES, channels)
+        self._running = _Running("microphone", self._wanted, channels)
         self._running.run(self._capture(self._running))
 
     async def finished(self) -> None:
@@ -311,13 +319,13 @@ class DeviceInput(AudioInput):
         """In the device's thread: takes bytes of float32 samples, as many as the device likes."""
         while True:
             captured = yield
-            self.ring.write(np.frombuffer(captured, np.float32))
+            self.ring.write(np.frombuffer(captured, np.float32).reshape(self._shape))
             running.in_loop(self._drain)
 
     def _drain(self) -> None:
         now_ns = time.monotonic_ns()
         while self._push and len(self.ring) >= self._block_samples:
-            block: Samples = np.empty(self._block_samples, np.float32)
+            block: Samples = np.empty((self._block_samples, *self._shape[1:]), np.float32)
             self.ring.read(block)
             self._push(block, now_ns - len(self.ring) * 1_000_000_000 // SAMPLE_RATE_HZ)
 
@@ -334,10 +342,13 @@ class DeviceOutput(AudioOutput):
         self._running: _Running | None = None
         self._pull: Callable[[Samples, int], None] | None = None
         self._largest_request_samples = SAMPLE_RATE_HZ * _PERIOD_MS // 1000
+        self._channels: tuple[int, ...] = ()
         self.ring = Ring(_MAX_RING_SAMPLES)
 
-    def start(self, pull: Callable[[Samples, int], None]) -> None:
-        self._running = _Running("speakers", self._wanted)
+    def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
+        self._running = _Running("speakers", self._wanted, channels)
+        self._channels = () if channels == 1 else (channels,)
+        self.ring = Ring(_MAX_RING_SAMPLES, channels)
         self._pull = pull
         self._fill()
         self._running.run(self._play(self._running))
@@ -360,13 +371,13 @@ class DeviceOutput(AudioOutput):
                 self._largest_request_samples = min(
                     wanted_samples, _MAX_RING_SAMPLES - 2 * BLOCK_SAMPLES
                 )
-            out: Samples = np.empty(wanted_samples, np.float32)
+            out: Samples = np.empty((wanted_samples, *self._channels), np.float32)
             self.ring.read(out)
             running.in_loop(self._fill)
             wanted_samples = yield out
 
     def _fill(self) -> None:
-        block: Samples = np.zeros(PULL_SAMPLES, np.float32)
+        block: Samples = np.zeros((PULL_SAMPLES, *self._channels), np.float32)
         while self._pull and len(self.ring) < self._largest_request_samples + PULL_SAMPLES:
             self._pull(block, time.monotonic_ns())
             self.ring.write(block)

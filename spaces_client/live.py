@@ -327,11 +327,11 @@ class LiveSpace(Session):
         voice: VoiceProcessor | None = None,
     ) -> None:
         """The microphone is open only while one is on stage.  voice: echo, noise and level
-        handling between microphone and network.  Raises AudioError if a device that is needed now
-        cannot be opened."""
+        handling between microphone and network; what is for music stays as it is.  Raises
+        AudioError if a device that is needed now cannot be opened."""
         self._voice = voice
         if speakers is not None:
-            speakers.start(self._pull)
+            speakers.start(self._pull, self.client.profile.channels)
             self._output = speakers
         self._input = microphone
         self._follow_stage()
@@ -344,7 +344,8 @@ class LiveSpace(Session):
             return
         self._input_open = on_stage
         if on_stage:
-            self._input.start(self.push, self.client.profile.frame_samples)
+            profile = self.client.profile
+            self._input.start(self.push, profile.frame_samples, profile.channels)
         else:
             self._input.stop()
 
@@ -360,7 +361,7 @@ class LiveSpace(Session):
         """block: the next frame of one's own voice."""
         if self.over is not None:
             return
-        if self._voice is not None:
+        if self._voice is not None and not self.client.profile.music:
             block = self._voice.process(block)
             captured_ns -= DELAY_NS
         packet = self.client.talk(block, captured_ns)
@@ -371,7 +372,7 @@ class LiveSpace(Session):
 
     def _pull(self, out: NDArray[np.float32], now_ns: int) -> None:
         self.client.play(out, now_ns)
-        if self._voice is not None:
+        if self._voice is not None and not self.client.profile.music:
             self._voice.played(out)
 
     # -- what happens -------------------------------------------------------------------------
@@ -394,7 +395,7 @@ class LiveSpace(Session):
 
 
 def _level(block: NDArray[np.float32]) -> int:
-    """-dBov (RFC 6464) of (n,): 0 is full scale, 127 silence."""
+    """-dBov (RFC 6464) of (n,) or (n, 2): 0 is full scale, 127 silence."""
     power = float(np.mean(np.square(block, dtype=np.float64)))
     return min(SILENT_LEVEL, max(0, round(-10 * math.log10(max(power, 1e-13)))))
 

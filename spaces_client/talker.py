@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from protocol.opus import Encoder
 from protocol.packets import AudioFlag, UplinkAudio
+from protocol.profile import VOICE, Profile
 
 REFRESH_SAMPLES = 19_200  # libopus: MAX_CONSECUTIVE_DTX, 20 frames of 20 ms
 DTX_BYTES = 2  # an Opus packet this short says "nothing new to hear" (RFC 6716, 2.1.9)
@@ -18,9 +19,19 @@ class Talker:
     noise every 400 ms of silence; that one packet begins no talkspurt and is not sent.
     """
 
-    def __init__(self, *, bitrate: int = 32_000, complexity: int = 10, timestamp: int = 0) -> None:
-        """bitrate: bit/s; timestamp: of the first sample, at best random (u32)."""
-        self._encoder = Encoder(bitrate=bitrate, complexity=complexity, dtx=True)
+    def __init__(
+        self,
+        *,
+        bitrate: int = 32_000,
+        complexity: int = 10,
+        timestamp: int = 0,
+        profile: Profile = VOICE,
+    ) -> None:
+        """bitrate: of a voice, bit/s; timestamp: of the first sample, at best random (u32).  Of
+        music only digital silence is silence."""
+        settings = {"bitrate": bitrate, "dtx": not profile.music} | profile.encoding
+        self._encoder = Encoder(complexity=complexity, **settings)
+        self._profile = profile
         self._timestamp = timestamp
         self._talking = False
         self._quiet_samples = 0  # since DTX began, or the last refresh
@@ -31,7 +42,7 @@ class Talker:
         return self._timestamp
 
     def talk(self, block: NDArray[np.float32]) -> UplinkAudio | None:
-        """block (n,): n samples, an Opus frame's length."""
+        """block (n,), or (n, 2) where the profile is stereo: n samples, an Opus frame's length."""
         if not block.any():
             return self.pause(len(block))
         timestamp = self._step(len(block))
@@ -58,7 +69,7 @@ class Talker:
         if not self._talking:
             return None
         self._talking = False
-        opus = self._encoder.encode(np.zeros(samples, np.float32))
+        opus = self._encoder.encode(np.zeros(self._profile.shape(samples), np.float32))
         return UplinkAudio(timestamp, AudioFlag.LAST, opus)
 
     def _step(self, samples: int) -> int:

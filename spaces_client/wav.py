@@ -145,8 +145,9 @@ class Resampler:
         return self.process(np.zeros(self._half, np.float32))
 
 
-def read_blocks(path: Path, *, loop: bool = False) -> Iterator[Samples]:
+def read_blocks(path: Path, *, loop: bool = False, channels: int = 1) -> Iterator[Samples]:
     """Blocks of shape (960,) of a WAV file: mixed to mono, at 48 kHz, the last filled with silence.
+    With 2 `channels`, of shape (960, 2): the file's first two, or its only one in both.
 
     Any PCM width (8, 16, 24, 32 bits, or float), number of channels and rate from 1 to 384 kHz.
     With `loop` the file follows itself without a seam, for ever. The file is opened at once, not at
@@ -171,10 +172,26 @@ def read_blocks(path: Path, *, loop: bool = False) -> Iterator[Samples]:
         raise AudioError(f"{path} has a rate of {info.sample_rate} Hz; convert it to 48000 Hz")
     if not info.num_frames:
         raise AudioError(f"{path} has no sound in it; choose another WAV file")
-    return _convert(path, info, loop)
+    if channels == 1:
+        return _convert(path, info, loop, _mono)
+    right = min(1, info.nchannels - 1)
+    sides = (_convert(path, info, loop, side) for side in (_channel(0), _channel(right)))
+    return (np.stack(pair, axis=1) for pair in zip(*sides, strict=True))
 
 
-def _convert(path: Path, info: miniaudio.SoundFileInfo, loop: bool) -> Iterator[Samples]:
+def _mono(frames: Samples) -> Samples:
+    mixed: Samples = frames.mean(axis=1, dtype=np.float32)
+    return mixed
+
+
+def _channel(number: int) -> Callable[[Samples], Samples]:
+    return lambda frames: frames[:, number]
+
+
+def _convert(
+    path: Path, info: miniaudio.SoundFileInfo, loop: bool, pick: Callable[[Samples], Samples]
+) -> Iterator[Samples]:
+    """pick: makes one channel of all, shape (n, channels)."""
     rate_hz = info.sample_rate
     # The decoder maps 0..255 onto -1..1, which makes an 8-bit file's silence, 128, a constant.
     eight_bits = info.sample_format is miniaudio.SampleFormat.UNSIGNED8
@@ -184,9 +201,9 @@ def _convert(path: Path, info: miniaudio.SoundFileInfo, loop: bool) -> Iterator[
         heard = False
         for frames in _decode(path, info.nchannels, rate_hz):
             heard = True
-            mono = frames.mean(axis=1, dtype=np.float32)
+            mono: Samples = pick(frames)
             if eight_bits:
-                mono = (mono * 255 - 1) / 256
+                mono = ((mono * 255 - 1) / 256).astype(np.float32)
             waiting = np.concatenate((waiting, resampler.process(mono) if resampler else mono))
             while len(waiting) >= BLOCK_SAMPLES:
                 yield waiting[:BLOCK_SAMPLES].clip(-1, 1)
@@ -230,17 +247,26 @@ class WavInput(AudioInput):
     def __init__(
         self, path: str | Path, *, loop: bool = False, scheduler: Scheduler | None = None
     ) -> None:
-        self._blocks = read_blocks(Path(path), loop=loop)
+        self._path, self._loop = Path(path), loop
+        read_blocks(self._path)  # says at once what is wrong with it
         self._pieces: Iterator[Samples] | None = None
+        self._form = (BLOCK_SAMPLES, 1)
         self._scheduler = scheduler
         self._ticker: Ticker | None = None
         self._ended = asyncio.Event()
         self._played_out = asyncio.Event()
 
     def start(
-        self, push: Callable[[Samples, int], None], block_samples: int = BLOCK_SAMPLES
+        self,
+        push: Callable[[Samples, int], None],
+        block_samples: int = BLOCK_SAMPLES,
+        channels: int = 1,
     ) -> None:
-        pieces = self._pieces = self._pieces or cut(self._blocks, block_samples)
+        if self._pieces is None or self._form != (block_samples, channels):
+            self._form = block_samples, channels
+            blocks = read_blocks(self._path, loop=self._loop, channels=channels)
+            self._pieces = cut(blocks, block_samples)
+        pieces = self._pieces
 
         def tick(now_ns: int) -> None:
             block = next(pieces, None)
@@ -268,7 +294,8 @@ class WavInput(AudioInput):
 
 
 class WavOutput(AudioOutput):
-    """What would be heard, written to a 16-bit mono WAV file at 48 kHz in real time.
+    """What would be heard, written to a 16-bit WAV file at 48 kHz in real time: mono, or stereo
+    where the space is for music.
 
     The recording is as long as it took: what could not be heard in time is silence in it. The
     header is brought up to date with every block, so that the file can be played whichever way the
@@ -285,15 +312,22 @@ class WavOutput(AudioOutput):
             self._file = self._path.open("wb")
         except OSError as error:
             raise AudioError(f"cannot write {path}: {error.strerror}") from error
+        self._begin_file(1)
+
+    def _begin_file(self, channels: int) -> None:
+        self._file.seek(0)
+        self._frame_bytes = 2 * channels
         self._wav = wave.open(self._file, "wb")  # noqa: SIM115 - open until stop()
-        self._wav.setnchannels(1)
+        self._wav.setnchannels(channels)
         self._wav.setsampwidth(2)
         self._wav.setframerate(SAMPLE_RATE_HZ)
         self._writing = True
         self._write(b"")
 
-    def start(self, pull: Callable[[Samples, int], None]) -> None:
-        block = np.zeros(BLOCK_SAMPLES, np.float32)
+    def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
+        if channels != 1:
+            self._begin_file(channels)
+        block = np.zeros(BLOCK_SAMPLES if channels == 1 else (BLOCK_SAMPLES, channels), np.float32)
         self._scheduler = self._scheduler or asyncio.get_running_loop()
 
         def tick(now_ns: int) -> None:
@@ -318,12 +352,12 @@ class WavOutput(AudioOutput):
             blocks = due - self._wav.tell() // BLOCK_SAMPLES
             if blocks <= 0:
                 return
-            self._write(bytes(2 * BLOCK_SAMPLES * min(blocks, _MAX_SILENT_BLOCKS)))
+            self._write(bytes(self._frame_bytes * BLOCK_SAMPLES * min(blocks, _MAX_SILENT_BLOCKS)))
 
     def _write(self, pcm: bytes) -> None:
         if not self._writing:
             return
-        if self._wav.tell() * 2 + len(pcm) > _MAX_WAV_DATA_BYTES:
+        if self._wav.tell() * self._frame_bytes + len(pcm) > _MAX_WAV_DATA_BYTES:
             log.warning("%s is as long as a WAV file can be; the recording ends", self._path)
             self._end_file()
             return

@@ -56,7 +56,10 @@ class _Tone:
         self._over = asyncio.Event()
 
     def start(
-        self, push: Callable[[NDArray[np.float32], int], None], block_samples: int = 960
+        self,
+        push: Callable[[NDArray[np.float32], int], None],
+        block_samples: int = 960,
+        channels: int = 1,
     ) -> None:
         def tick(now_ns: int) -> None:
             block = self._second[self._at : self._at + BLOCK]
@@ -81,7 +84,7 @@ class _Ear(AudioOutput):
         self._blocks: list[NDArray[np.float32]] = []
         self._ticker: Ticker | None = None
 
-    def start(self, pull: Callable[[NDArray[np.float32], int], None]) -> None:
+    def start(self, pull: Callable[[NDArray[np.float32], int], None], channels: int = 1) -> None:
         def tick(now_ns: int) -> None:
             out = np.zeros(BLOCK, np.float32)
             pull(out, now_ns)

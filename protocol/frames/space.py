@@ -45,6 +45,13 @@ class WhoSpeaks(StrEnum):
     INVITED = "invited"
 
 
+class Sound(StrEnum):
+    """What a space is made for: voices, in mono, or music, in stereo and left as it is."""
+
+    VOICE = "voice"
+    MUSIC = "music"
+
+
 class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One person in a space.  handle: empty for a guest.  seat: on stage only, as in audio
     packets.  held: muted by a moderator, and not free to unmute.  hand: since when it is raised;
@@ -62,8 +69,9 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a space is run.  free_unmute: whoever was muted by a moderator may unmute themselves.
-    slow_s: seconds that a member waits between two lines of chat.  low_delay: packets of the mix
-    have 10 ms instead of 20, and the speakers' should; said when the space is opened, and for good.
+    slow_s: seconds that a member waits between two lines of chat.  Said when the space is opened,
+    and for good: low_delay, that packets of the mix have 10 ms instead of 20, and the speakers'
+    should; sound, what it is made for.
     """
 
     visibility: Visibility = Visibility.PUBLIC
@@ -72,6 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     chat: bool = True
     slow_s: U32 = 0
     low_delay: bool = False
+    sound: Sound = Sound.VOICE
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

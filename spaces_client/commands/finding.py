@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from protocol import frames
-from protocol.frames import Settings, SpaceInfo, SpaceState, Visibility, WhoSpeaks
+from protocol.frames import Settings, Sound, SpaceInfo, SpaceState, Visibility, WhoSpeaks
 from protocol.link import Link
 from protocol.text import shown
 from spaces_client import words
@@ -97,6 +97,13 @@ def settings_options(command: Any) -> Any:
             help="Sound in packets of 10 ms instead of 20: each is heard about 20 ms sooner, and "
             "costs everyone, and the server, twice as many packets.  For good.",
         ),
+        click.option(
+            "--profile",
+            "sound",
+            type=WordType(Sound),
+            help="What it is made for: voice, or music, which is in stereo and is sent as it is, "
+            "without noise suppression and levelling.  For good.  [default: voice]",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -110,6 +117,7 @@ def settings_of(
     no_chat: bool,
     slow: int | None,
     low_delay: bool,
+    sound: Sound | None,
 ) -> Settings | None:
     """None if nothing was given."""
     settings = Settings(
@@ -119,6 +127,7 @@ def settings_of(
         chat=not no_chat,
         slow_s=slow or 0,
         low_delay=low_delay,
+        sound=sound or Sound.VOICE,
     )
     return None if settings == Settings() else settings
 

@@ -119,6 +119,7 @@ async def host_command(
     no_chat: bool,
     slow: int | None,
     low_delay: bool,
+    sound: frames.Sound | None,
     **person: Any,
 ) -> None:
     """Open a space on your server, or on the one that LINK names.
@@ -130,14 +131,14 @@ async def host_command(
     spaces host --title "Tea at five" --who-speaks everyone --post "come in"
     spaces host 'spaces://…' --handle ada
     """
-    settings = settings_of(visibility, who_speaks, free_unmute, no_chat, slow, low_delay)
+    settings = settings_of(visibility, who_speaks, free_unmute, no_chat, slow, low_delay, sound)
     if scheduled and (title or settings):
         raise click.UsageError("what is --scheduled has its title and settings already")
-    sound = _sound_options(person)
+    options = _sound_options(person)
     async with session(link or home.server(), key=home.key()) as space:
         await _with_account(space, home, person["handle"] or _own_handle(), person["name"])
         await space.open(title or "A space", settings, space=scheduled)
-        async with _sound(space, **sound) as (voice_end, note):
+        async with _sound(space, **options) as (voice_end, note):
             click.echo(f"listeners join with:  spaces join '{space.link}'")
             click.echo(f"speakers join with:   spaces join '{await space.make_invite()}'")
             if post:

@@ -12,6 +12,7 @@ A space in which nobody sounds is not looked at, once everybody has got what is 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,12 +49,13 @@ class SpaceMix:
     def __init__(
         self, new_encoder: Callable[[], Encoder], crowd: Crowd, profile: Profile = VOICE
     ) -> None:
-        self.plan = Plan(new_encoder, crowd)
+        self.plan = Plan(new_encoder, crowd, profile.channels)
         self.profile = profile
         self.sources: dict[int, Source] = {}  # member id -> source
         self._levellers: dict[int, Leveller] = {}  # of members who were on stage at least once
         self._active: tuple[int, ...] = ()
-        self._planes = np.zeros((0, profile.frame_samples), np.float32)
+        self._shape = profile.shape(profile.frame_samples)
+        self._planes = np.zeros((0, *self._shape), np.float32)
 
     def add_member(self, member: int, row: int, packet_ms: int = FRAME_MS) -> None:
         """packet_ms: the most that they take in one datagram, 20 to 60."""
@@ -71,12 +73,12 @@ class SpaceMix:
         if source is not None:  # muted and unmuted before the fade was over
             source.resume(seat)
             return
-        if member not in self._levellers:
+        if member not in self._levellers and not self.profile.music:
             self._levellers[member] = Leveller(self.profile.frame_samples)
-        self.sources[member] = Source(seat, self._levellers[member])
+        self.sources[member] = Source(seat, self._levellers.get(member), self.profile.channels)
         self.plan.set_gain(member, member, 0.0)
         if len(self._planes) < len(self.sources):
-            self._planes = np.zeros((len(self.sources) + 3, self.profile.frame_samples), np.float32)
+            self._planes = np.zeros((len(self.sources) + 3, *self._shape), np.float32)
 
     def remove_source(self, member: int) -> None:
         """No packet of this source is taken any more; the next tick fades it out."""
@@ -130,7 +132,8 @@ class SpaceMix:
         for row, mix_class in enumerate(classes):
             for member, gain in mix_class.recipe:
                 gains[row, column[member]] = gain
-        mixes = gains @ np.stack([sounding[member] for member in active])
+        planes = np.stack([sounding[member] for member in active])
+        mixes = (gains @ planes.reshape(len(active), -1)).reshape(-1, *self._shape)
         for mix_class, samples in zip(classes, mixes, strict=True):
             if not mix_class.live:
                 mix_class.encoder.reset()  # the members reset their decoders at FIRST
@@ -157,7 +160,7 @@ class Mixer:
     def __init__(
         self,
         egress: Egress,
-        new_encoder: Callable[[], Encoder],
+        new_encoder: Callable[..., Encoder],
         parallel_map: ParallelMap[Any, Any],
         crowd: Crowd = NO_CROWDS,
     ) -> None:
@@ -184,7 +187,7 @@ class Mixer:
     def open(self, profile: Profile = VOICE) -> SpaceMix:
         """Whoever wants little delay is in no crowd."""
         crowd = self._crowd if profile.frame_samples == FRAME_SAMPLES else NO_CROWDS
-        return SpaceMix(self._new_encoder, crowd, profile)
+        return SpaceMix(partial(self._new_encoder, **profile.encoding), crowd, profile)
 
     def close(self, mix: SpaceMix) -> None:
         self._awake_like(mix).pop(mix, None)

@@ -116,13 +116,16 @@ class _Hearer:
 class Plan:
     """Classes and members of one space.  `changed` asks for `rebuild` before the next mix."""
 
-    def __init__(self, new_encoder: Callable[[], Encoder], crowd: Crowd = NO_CROWDS) -> None:
+    def __init__(
+        self, new_encoder: Callable[[], Encoder], crowd: Crowd = NO_CROWDS, channels: int = 1
+    ) -> None:
         self.classes: list[MixClass] = []  # those with a recipe and members; the audience's first
         self.changed = False
         self._new_encoder = new_encoder
+        self._channels = channels
         self._crowd = crowd
         self._crowded = False
-        self._audience = MixClass(new_encoder())
+        self._audience = self._new_class()
         self._hearers: dict[int, _Hearer] = {}
         self._on_stage = 0  # how many of them
         self._gains: dict[int, dict[int, float]] = {}  # hearer -> source -> gain, where not 1
@@ -228,7 +231,10 @@ class Plan:
         if before is not None:
             return before.fork() if before in taken else before
         same = [c for c in taken if c.recipe == recipe and c.held_since_ns is None]
-        return same[0] if same else MixClass(self._new_encoder())
+        return same[0] if same else self._new_class()
+
+    def _new_class(self) -> MixClass:
+        return MixClass(self._new_encoder(), limiter=Limiter(self._channels))
 
     def _move(self, member: int, to: MixClass | None, *, forked: bool) -> None:
         """forked: `to` goes on from the class that the member is in, with what was gathered."""

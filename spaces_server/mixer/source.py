@@ -16,8 +16,9 @@ _CUT = np.linspace(1, 0, _CUT_SAMPLES, dtype=np.float32)
 
 
 def level_dbov(samples: NDArray[np.float32]) -> int:
-    """The RMS level of `samples` as RFC 6464 has it: -dBov, 0 (loudest) to 127 (silent)."""
-    power = float(np.dot(samples, samples)) / max(1, len(samples))
+    """The RMS level of (n,) or (n, 2) as RFC 6464 has it: -dBov, 0 (loudest) to 127 (silent)."""
+    flat = samples.reshape(-1)
+    power = float(np.dot(flat, flat)) / max(1, len(flat))
     if power <= 10 ** (-SILENT_LEVEL / 10):
         return SILENT_LEVEL
     return min(SILENT_LEVEL, max(0, round(-10 * math.log10(power))))
@@ -31,7 +32,7 @@ class Source:
     that tick.
     """
 
-    def __init__(self, seat: int, leveller: Leveller | None = None) -> None:
+    def __init__(self, seat: int, leveller: Leveller | None = None, channels: int = 1) -> None:
         """leveller: None leaves the speaker as they are."""
         self.seat = seat
         self._leveller = leveller
@@ -40,7 +41,7 @@ class Source:
         self.level = SILENT_LEVEL
         self.capture = 0
         self.stopped = False
-        self._playout = Playout()
+        self._playout = Playout(channels)
         self.stats = self._playout.stats
 
     def receive(self, audio: UplinkAudio, now_ns: int) -> None:
@@ -68,7 +69,7 @@ class Source:
         elif self._leveller is not None and was_sounding:
             self._leveller.end(out)
         if self.stopped:
-            out[:_CUT_SAMPLES] *= _CUT if was_sounding else 0
+            out[:_CUT_SAMPLES].T[...] *= _CUT if was_sounding else 0
             out[_CUT_SAMPLES:] = 0
             sounds = False
         self.ending = was_sounding and not sounds

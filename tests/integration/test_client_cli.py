@@ -185,6 +185,40 @@ def test_a_space_of_low_delay(server: str, voice: Path, tmp_path: Path) -> None:
     assert likeness(samples_of(heard), middle) > 0.6
 
 
+def test_a_space_for_music_is_in_stereo(server: str, tmp_path: Path) -> None:
+    """Two tones, one on each side, stay apart from file to file."""
+    said, heard = tmp_path / "music.wav", tmp_path / "heard.wav"
+    at = np.arange(3 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    sides = [0.3 * np.sin(2 * np.pi * hz * at) for hz in (400, 1_000)]
+    with wave.open(str(said), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE_HZ)
+        file.writeframes(to_pcm16(np.stack(sides, axis=1).astype(np.float32)).tobytes())
+    with host(
+        server, tmp_path, "Ada", "--profile", "music", "--input", said, "--loop",
+        "--output", tmp_path / "h.wav",
+    ) as ada:  # fmt: skip
+        link = ada.line("listeners join with:").split("'")[1]
+        with person(
+            "join", link, tmp_path, "Bob", "--listen-only", "--output", heard, "--seconds", 3
+        ) as bob:
+            bob.line("speaking: Ada")
+            assert bob.end() == 0
+            assert not bob.err, "\n".join(bob.err)
+        assert ada.end(signal.SIGINT) == 0
+        assert ada.err == []
+    blocks = np.concatenate(list(read_blocks(heard, channels=2)))
+    end = blocks[-SAMPLE_RATE_HZ:]
+    spectrum = np.abs(np.fft.rfft(end * np.hanning(len(end))[:, None], axis=0))
+    powers = np.stack([np.square(spectrum[hz - 20 : hz + 21]).sum(axis=0) for hz in (400, 1_000)])
+    assert powers[0, 0] > 100 * powers[1, 0], "left"
+    assert powers[1, 1] > 100 * powers[0, 1], "right"
+    with wave.open(str(heard)) as file:
+        assert file.getnchannels() == 2
+        assert file.getnframes() / SAMPLE_RATE_HZ == pytest.approx(3, abs=1)
+
+
 def test_who_raises_a_hand_and_is_brought_up_speaks_from_the_file(
     server: str, voice: Path, tmp_path: Path
 ) -> None:

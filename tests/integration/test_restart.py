@@ -35,7 +35,10 @@ class Hum:
         self._ticker: Ticker | None = None
 
     def start(
-        self, push: Callable[[NDArray[np.float32], int], None], block_samples: int = 960
+        self,
+        push: Callable[[NDArray[np.float32], int], None],
+        block_samples: int = 960,
+        channels: int = 1,
     ) -> None:
         self._ticker = Ticker(lambda ns: push(self._block, ns), asyncio.get_running_loop())
 

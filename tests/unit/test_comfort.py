@@ -18,7 +18,7 @@ class Sink(AudioOutput):
     def __init__(self) -> None:
         self.pull: Callable[[Samples, int], None] | None = None
 
-    def start(self, pull: Callable[[Samples, int], None]) -> None:
+    def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
         self.pull = pull
 
     def stop(self) -> None:

@@ -10,7 +10,7 @@ from protocol.connection import MS
 from protocol.frames import Settings
 from protocol.opus import Decoder, Encoder, packet_samples
 from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio
-from protocol.profile import LOW_DELAY, VOICE, Profile
+from protocol.profile import VOICE, Profile
 from spaces_server.mixer.crowd import Crowd
 from spaces_server.mixer.egress import Egress
 from spaces_server.mixer.mixer import Mixer, SpaceMix
@@ -19,6 +19,7 @@ from tests.unit.hall import Hall
 from tests.unit.test_mixer import deliver, pair
 
 HALF_NS = 10 * MS
+LOW_DELAY = Profile(frame_samples=480)
 HZ = 440
 TONE = np.float32(0.79) * second_of(HZ)  # at -26 LUFS: the mixer leaves it as it is
 

@@ -860,7 +860,7 @@ def test_the_state_hash_by_its_formula() -> None:
     assert state_hash.StateHash.of(state).value == value
 
 
-FOR_GOOD = ("low_delay",)  # settings that nobody can change
+FOR_GOOD = ("low_delay", "sound")  # settings that nobody can change
 
 
 def test_what_is_for_good_cannot_be_configured() -> None:
