@@ -310,7 +310,7 @@ async def _sound(
     )
     processor, note = None, ""
     if source is not None and input_file is None:
-        processor, note = _processor(voice)
+        processor, note = _processor(voice, music=space.client.profile.music)
     space.start_audio(source, output, processor)
     if input_file:
         ended = asyncio.ensure_future(_said(file))
@@ -327,7 +327,9 @@ async def _said(file: WavInput) -> None:
     await asyncio.sleep(LAST_WORDS_S)
 
 
-def _processor(voice: bool | None) -> tuple[VoiceProcessor | None, str]:
+def _processor(voice: bool | None, *, music: bool) -> tuple[VoiceProcessor | None, str]:
+    if music:
+        return None, "this space is for music: your sound goes out as it is; use headphones"
     if voice is False:
         return None, ""
     if VoiceProcessor.available():

@@ -19,6 +19,7 @@ from protocol.link import Link
 from spaces_client import words
 from spaces_client.audio import SAMPLE_RATE_HZ, AudioError, Samples
 from spaces_client.cli import main
+from spaces_client.commands import room
 from spaces_client.commands.common import (
     HandleType,
     PlaceType,
@@ -338,3 +339,9 @@ def test_words_of_reports_are_those_of_the_protocol() -> None:
     (category,) = [p for p in report.params if p.name == "category"]
     assert isinstance(category.type, WordType)
     assert len(category.type.choices) == len(frames.Category)
+
+
+def test_nothing_is_done_to_music() -> None:
+    processor, note = room._processor(True, music=True)
+    assert processor is None
+    assert "as it is" in note
