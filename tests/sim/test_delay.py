@@ -30,6 +30,7 @@ def true_delay_ms(said: NDArray[np.float32], begun_ns: int, listener: Person) ->
 @pytest.mark.parametrize("low_delay", [False, True])
 def test_the_delay_shown_is_that_of_the_sound(low_delay: bool, seed: int, path: Path) -> None:
     world = World(seed, path)
+    world.clocked = True
     host, listener, other = world.gathered([300.0], 2, Settings(low_delay=low_delay))
     samples = host.client.profile.frame_samples
     assert samples == (480 if low_delay else 960)
@@ -58,6 +59,7 @@ def test_a_space_of_low_delay_has_less_of_it() -> None:
     delays_ms = []
     for low_delay in (False, True):
         world = World(7, CLEAN)
+        world.clocked = True
         host, listener = world.gathered([300.0], 1, Settings(low_delay=low_delay))
         listener.client.measuring = host.talking = True
         world.run(4_000)
@@ -69,6 +71,7 @@ def test_a_space_of_low_delay_has_less_of_it() -> None:
 
 def test_a_speaker_asks_for_the_clock_only_while_speaking_and_others_not_at_all() -> None:
     world = World(5, CLEAN)
+    world.clocked = True
     host, listener = world.gathered([300.0], listeners=1)
     for _ in range(20):
         world.run(1_000)

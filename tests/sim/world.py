@@ -122,6 +122,7 @@ class World:
         """complexity: of the people's encoders, and of the server's unless limits say it."""
         self.rng = random.Random(seed)
         self.now_ns = 1_000 * MS
+        self.clocked = False  # whether speakers know when they were recorded, and tell
         self.people: list[Person] = []
         self.complexity = complexity
         self.after_tick: list[Watch] = []
@@ -284,7 +285,7 @@ class World:
             if person.rogue and not client.may_speak:
                 self._talk_all_the_same(person, block)
             else:
-                client.talk(block, self.now_ns)
+                client.talk(block, self.now_ns if self.clocked else None)
         out = np.empty(samples, np.float32)
         if not person.heard:
             person.heard_since_ns = self.now_ns
