@@ -98,7 +98,11 @@ def gain_of(world: World, room: str, hearer: int, source: int) -> float:
 
 class EncodesFollowRecipes:
     """Every tick encodes once for each distinct recipe; beyond that only for classes that wait
-    to be joined with another, and never longer than HOLD_NS after the last change."""
+    to be joined with another, and never longer than HOLD_NS after the last change.
+
+    Somebody is in each class that waits who was apart from the audience: who has a gain of their
+    own, or had one since the last change but HOLD_NS ago, or was still apart then.  A speaker who
+    mutes or leaves the stage loses their gain at once, and their class waits all the same."""
 
     def __init__(self, world: World) -> None:
         self.ticks_checked = 0
@@ -106,6 +110,7 @@ class EncodesFollowRecipes:
         self._before = 0
         self._recipe_of: dict[tuple[str, int], Recipe] = {}
         self._changed_ns = 0
+        self._apart: set[tuple[str, int]] = set()  # a room, and a member
         world.after_tick.append(self._watch)
 
     def _watch(self, world: World) -> None:
@@ -113,6 +118,13 @@ class EncodesFollowRecipes:
         self._before += encodes
         recipe_of: dict[tuple[str, int], Recipe] = {}
         slack = 0
+        settled = world.now_ns - self._changed_ns > HOLD_NS + 20 * MS
+        if settled:
+            self._apart.clear()
+        for room in world.node._rooms.values():
+            plan = room.mix.plan
+            apart = plan._gains.keys() | (plan._class_of.keys() if settled else set())
+            self._apart.update((room.id, member) for member in apart)
         for room in world.node._rooms.values():
             sounding = [m for m, s in room.mix.sources.items() if s.sounding]
             if any(m not in room.members for m in sounding):
@@ -121,7 +133,7 @@ class EncodesFollowRecipes:
             for member in room.members:
                 gains = ((m, gain_of(world, room.id, member, m)) for m in sounding)
                 recipe_of[room.id, member] = frozenset(g for g in gains if g[1] > 0)
-            slack += len(room.mix.plan._gains)
+            slack += sum((room.id, member) in self._apart for member in room.members)
         if recipe_of != self._recipe_of:
             self._recipe_of = recipe_of
             self._changed_ns = world.now_ns
