@@ -12,7 +12,8 @@ moment of whose voice it carries, and all clients here have one clock: each pack
       |                  the client's jitter buffer
     ear                  it is handed to the sound card
 
-Two Opus encoders look ahead (6.5 ms each), which no timestamp shows: it is added to mouth_to_ear.
+Two Opus encoders look ahead (6.5 ms each), and the limiter of the mix (1.5 ms), which no timestamp
+shows: it is added to mouth_to_ear.
 """
 
 import asyncio
@@ -42,6 +43,7 @@ from spaces_client.client import Heard
 from spaces_client.crowd import Delays, VoiceInput, join_listeners, join_speakers, voice_files
 from spaces_client.live import LiveSpace
 from spaces_client.wav import Ticker, WavInput
+from spaces_server.mixer.limiter import LOOK_AHEAD_SAMPLES
 
 MS = 1_000_000
 SETTLE_S = 2.0  # jitter buffers find their delay
@@ -179,6 +181,7 @@ async def _run(
             member.stop_audio()
     # Both ends of the way have a codec that looks ahead: the speaker's client and the server.
     codec_ms = 2 * Encoder().lookahead_samples / 48
+    limiter_ms = LOOK_AHEAD_SAMPLES / 48
     heard_ms = np.array([ns for ear in ears for ns in ear.delays_ns], np.float64) / MS
     return {
         "seconds": seconds,
@@ -186,7 +189,7 @@ async def _run(
         "listeners": listeners,
         "frame_ms": frame_samples // 48,
         "server_added_ms": _distribution(np.array(delays.delays_ms)),
-        "mouth_to_ear_ms": _distribution(heard_ms + codec_ms),
+        "mouth_to_ear_ms": _distribution(heard_ms + codec_ms + limiter_ms),
         "codec_lookahead_ms": codec_ms,
         "tick_lateness_ms": stats["tick_lateness_ms"],
     }

@@ -17,9 +17,15 @@ class Sink(AudioOutput):
 
     def __init__(self) -> None:
         self.pull: Callable[[Samples, int], None] | None = None
+        self.channels = 0
+
+    @property
+    def delay_ms(self) -> float:
+        return 7.0
 
     def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
         self.pull = pull
+        self.channels = channels
 
     def stop(self) -> None:
         self.pull = None
@@ -79,3 +85,23 @@ def test_stopped_and_started_again_it_waits_for_sound_again() -> None:
     assert rig.sink.pull is None
     rig.output.start(rig._pull)
     assert not rig.play(SECOND).any()
+
+
+def test_the_pauses_of_music_stay_silent() -> None:
+    sink = Sink()
+
+    def pull(out: Samples, now_ns: int) -> None:
+        out[:] = 0.1 if not now_ns else 0
+
+    ComfortNoise(sink).start(pull, 2)
+    assert sink.channels == 2
+    assert sink.pull is not None
+    out = np.full((SECOND, BLOCK, 2), 7, np.float32)
+    for number, block in enumerate(out):
+        sink.pull(block, number)
+    assert np.all(out[0] == np.float32(0.1))
+    assert not out[1:].any()
+
+
+def test_the_device_tells_what_it_holds() -> None:
+    assert ComfortNoise(Sink()).delay_ms == 7

@@ -41,11 +41,12 @@ class Rig:
             self.mixes.append(mix)
         self.heard: list[list[tuple[int, DownlinkAudio]]] = [[] for _ in self.pairs]
         self.steps = 0
+        self.volume = np.float32(1)  # at which everybody speaks
         self._encoders = [Encoder(complexity=0) for _ in profiles]
 
     def say(self, space: int, samples: int, end: int) -> None:
         """A frame whose last sample is before `end`."""
-        sound = np.take(TONE, np.arange(end - samples, end), mode="wrap")
+        sound = self.volume * np.take(TONE, np.arange(end - samples, end), mode="wrap")
         audio = UplinkAudio(end - samples, AudioFlag(0), self._encoders[space].encode(sound))
         assert self.mixer.receive(self.mixes[space], 0, audio, end * 62_500 // 3 - 3 * MS)
 
@@ -85,6 +86,19 @@ def test_each_10_ms_is_mixed_and_sent(said: int) -> None:
     level = np.sqrt(np.mean(played**2))
     assert level == pytest.approx(np.sqrt(np.mean(TONE**2)), rel=0.15)
     assert np.abs(np.fft.rfft(played)).argmax() == pytest.approx(HZ, abs=10)
+
+
+def test_a_quiet_speaker_is_turned_up_over_the_same_time_as_with_20_ms() -> None:
+    rig = Rig(VOICE, LOW_DELAY)
+    rig.volume = np.float32(0.2)
+    slow, quick = [], []
+    for _ in range(400):
+        rig.step(960, 480)
+        rig.step(960, 480)
+        slow.append(rig.mixes[0]._levellers[0].gain_db)
+        quick.append(rig.mixes[1]._levellers[0].gain_db)
+    assert slow[-1] == pytest.approx(14, abs=1.5)
+    assert max(abs(a - b) for a, b in zip(slow, quick, strict=True)) < 0.7
 
 
 def test_a_space_of_20_ms_does_not_notice_another_of_10() -> None:

@@ -100,8 +100,31 @@ def test_a_mix_in_stereo_is_limited_and_levels_are_of_both_sides() -> None:
     loud = 5 * tones(440, 0, 0.02, level=1.0)
     assert Limiter(2).limit(loud) > 4.9
     assert np.abs(loud).max() <= LIMIT
+    long, short = 3 * tones(440, 550), 3 * tones(440, 550)
+    whole, halves = Limiter(2), Limiter(2)
+    for frame in long.reshape(-1, 960, 2):
+        whole.limit(frame)
+    for frame in short.reshape(-1, 480, 2):
+        halves.limit(frame)
+    np.testing.assert_allclose(short, long, atol=1e-5)
     one, both = tones(440, 0), tones(440, 440)
     assert level_dbov(one) == level_dbov(both) + 3
+
+
+def test_loud_music_of_many_stays_below_full_scale() -> None:
+    voices = [
+        (Encoder(complexity=5, **MUSIC.encoding), tones(hz, 2 * hz, 3, level=0.9))
+        for hz in (330, 440, 550)
+    ]
+    heard = mixed(MUSIC, *voices)
+    assert 0.2 < np.abs(heard).max() < 1
+
+
+@pytest.mark.parametrize("level", [0.01, 0.5])
+def test_music_stays_as_loud_as_it_is(level: float) -> None:
+    """Voices would be led to the same loudness by now."""
+    heard = mixed(MUSIC, (Encoder(complexity=5, **MUSIC.encoding), tones(440, 660, 6, level=level)))
+    assert np.sqrt(np.mean(heard**2)) == pytest.approx(level / np.sqrt(2), rel=0.05)
 
 
 def test_music_is_not_left_out_where_it_is_quiet() -> None:
