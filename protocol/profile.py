@@ -28,7 +28,7 @@ class Profile:
         """How an `Encoder` for it differs from the one that its owner would make for voices."""
         if not self.music:
             return {}
-        return {"channels": 2, "application": "audio", "bitrate": 128_000}
+        return {"channels": 2, "signal": "music", "bitrate": 128_000}
 
     def shape(self, samples: int) -> tuple[int, ...]:
         """Of so many samples as an array: (n,), or (n, 2)."""

@@ -79,41 +79,54 @@ class LossMeter:
         return losses
 
 
-# How many frames back, by how much is lost: the copies of a frame lie further apart than most
-# bursts are long.
 NO_COPIES: Final[tuple[int, ...]] = ()
-FEW_LOST: Final = 0.004, (1,)
-SOME_LOST: Final = 0.02, (2, 4)
-MANY_LOST: Final = 0.08, (1, 3, 6)
-UP: Final = 0.5  # the weight of a report that is worse than those before it,
+DEEPEST: Final = 6  # frames back
+# How many copies, from which loss on (a share of 1).
+COPIES_FROM: Final = 0.004, 0.02, 0.1
+FEC_FROM: Final = 0.02  # a share of 1
+UP: Final = 0.25  # the weight of a report that is worse than those before it,
 DOWN: Final = 0.06  # and of one that is better: copies stay for half a minute
+BURST_MEMORY: Final = 0.97  # what is left of the bursts of a report at the next one
+BURST_REACH: Final = 4  # frames back for each frame that bursts are longer than one
 
 
 class Redundancy:
     """What a sender does about the losses that its receiver reports.
 
-    loss: a share of 1.  offsets: which earlier frames each packet is to carry again, counted back
-    from its own.
+    How far back copies reach is a matter of how long bursts are, and changes slowly: the receiver
+    waits for them that long.  How many there are on the way is a matter of how much is lost.
     """
 
-    __slots__ = ("loss",)
+    __slots__ = ("_bursts", "_lost", "loss")
 
     def __init__(self) -> None:
-        self.loss = 0.0
+        self.loss = 0.0  # a share of 1
+        self._lost = self._bursts = 1.0  # as if there had been one that was as short as can be
 
     def report(self, losses: Losses) -> None:
         loss = losses.lost / max(1, losses.expected)
         self.loss += (loss - self.loss) * (UP if loss > self.loss else DOWN)
+        if losses.bursts:
+            self._lost += losses.lost
+            self._bursts += losses.bursts
+            self._lost *= BURST_MEMORY
+            self._bursts *= BURST_MEMORY
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        for least, offsets in (MANY_LOST, SOME_LOST, FEW_LOST):
-            if self.loss >= least:
-                return offsets
-        return NO_COPIES
+        """Which earlier frames each packet is to carry again, counted back from its own."""
+        count = sum(self.loss >= least for least in COPIES_FROM)
+        if not count:
+            return NO_COPIES
+        reach = 1 + round(BURST_REACH * (self._lost / self._bursts - 1))
+        reach = min(max(reach, count), DEEPEST)
+        return tuple(reach * (n + 1) // count for n in range(count))
 
-
-DEEPEST: Final = 6
+    @property
+    def expected_loss_percent(self) -> int:
+        """What an encoder is to expect, in-band FEC included: 0 where copies do alone, because FEC
+        takes from what frames sound like when they are not lost."""
+        return min(round(100 * self.loss), 30) if self.loss >= FEC_FROM else 0
 
 
 @dataclass(frozen=True, slots=True)

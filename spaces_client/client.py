@@ -194,6 +194,7 @@ ClientEvent = (
     | Reconnected
     | Disconnected
 )
+DECODER_COMPLEXITY = 7  # deep concealment, in a libopus that was built with it
 
 
 class Phase(Enum):
@@ -246,7 +247,7 @@ class Client:
         self.profile = VOICE  # of the space that one entered last
         self.muted = False
         self.received = Received()  # in this session
-        self.playout = Playout()
+        self.playout = Playout(complexity=DECODER_COMPLEXITY)
         self._repeater = Repeater()  # of what we say, in this session
         self.clock = ServerClock()  # of this session's server
         self.ears = Ears(self.profile.frame_samples)  # how late what is heard is, if `measuring`
@@ -359,8 +360,9 @@ class Client:
         self._connection.ping(now_ns)  # what proves our address to the server
         self.phase = Phase.CONNECTED
         self.received = Received()
-        self.playout = Playout(self.profile.channels)
+        self.playout = Playout(self.profile.channels, complexity=DECODER_COMPLEXITY)
         self._repeater = Repeater()
+        self._talker.expect_loss(0)
         self.clock = ServerClock()
         self._clock_due_ns = self._clock_id = 0
         self._connected_ns = now_ns
@@ -469,6 +471,7 @@ class Client:
                         self.view.newest = max(self.view.newest, status)
                 case Reported(losses):
                     self._repeater.redundancy.report(losses)
+                    self._talker.expect_loss(self._repeater.redundancy.expected_loss_percent)
                 case session.Closed():
                     events += self._over(event, now_ns)
         self._catch_up(now_ns)
@@ -608,7 +611,7 @@ class Client:
         if profile == self.profile:
             return
         self.profile = profile
-        self.playout = Playout(profile.channels)
+        self.playout = Playout(profile.channels, complexity=DECODER_COMPLEXITY)
         self._talker = self._new_talker(self._talker.timestamp)
 
     def _out_of_space(self) -> None:

@@ -41,6 +41,11 @@ class Talker:
         """Of the next block's first sample."""
         return self._timestamp
 
+    def expect_loss(self, percent: int) -> None:
+        """Of packets on the way; 0: no in-band FEC."""
+        self._encoder.fec = percent > 0
+        self._encoder.expected_loss_percent = percent
+
     def talk(self, block: NDArray[np.float32]) -> UplinkAudio | None:
         """block (n,), or (n, 2) where the profile is stereo: n samples, an Opus frame's length."""
         if not block.any():

@@ -20,15 +20,15 @@ class Setup(NamedTuple):
     """A receiver, and what its sender does: see Sender."""
 
     receiver: Callable[[Trace], Receiver]
-    fec: bool | None
+    by_report: bool
     copies: bool
 
 
 SETUPS = {
-    "ours": Setup(Ours, fec=None, copies=False),
-    "ours+redundancy": Setup(Ours, fec=False, copies=True),
-    "speexdsp": Setup(Speex, fec=True, copies=False),
-    "fixed60": Setup(Fixed, fec=True, copies=False),
+    "ours": Setup(Ours, by_report=True, copies=False),
+    "ours+redundancy": Setup(Ours, by_report=True, copies=True),
+    "speexdsp": Setup(Speex, by_report=False, copies=False),
+    "fixed60": Setup(Fixed, by_report=False, copies=False),
 }
 
 
@@ -36,7 +36,7 @@ def play(trace: Trace, spoken: Samples, name: str) -> tuple[Heard, Samples]:
     """Sends the speech along the trace and plays it as this one of SETUPS; -> (figures, all that
     was heard, (n,), from the moment on at which the first packet was sent)."""
     setup = SETUPS[name]
-    sender = Sender(spoken, trace.packets[0].number, fec=setup.fec, copies=setup.copies)
+    sender = Sender(spoken, trace.packets[0].number, by_report=setup.by_report, copies=setup.copies)
     receiver = setup.receiver(trace)
     pull_ms = receiver.pull_samples / 48
     arrivals: list[tuple[float, int, UplinkAudio]] = []  # a heap

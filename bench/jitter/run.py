@@ -6,7 +6,7 @@ Speech is encoded as a client does it, sent along the trace, and played by our o
 by two others, with the same pulls and the same decoder:
 
     ours              in-band FEC while losses are reported
-    ours+redundancy   earlier frames once more, while losses are reported
+    ours+redundancy   earlier frames once more, and FEC, while losses are reported: the client
     speexdsp          libspeexdsp's jitter buffer, in-band FEC
     fixed60           every frame 60 ms after the path's minimum, in-band FEC
 

@@ -44,26 +44,33 @@ def said(trace: Trace, blocks: Samples) -> Samples:
 class Sender:
     """A speaker's client: encodes, and does about losses what it does."""
 
-    def __init__(self, spoken: Samples, first: int, *, fec: bool | None, copies: bool) -> None:
-        """fec: in-band FEC always, never, or (None) while losses are reported.  copies: whether
-        earlier frames are sent again then."""
+    def __init__(self, spoken: Samples, first: int, *, by_report: bool, copies: bool) -> None:
+        """by_report: in-band FEC while losses are reported, or always.  copies: whether earlier
+        frames are sent again then."""
         self._spoken, self._first = spoken, first
-        self._encoder = Encoder(bitrate=BITRATE, complexity=COMPLEXITY, fec=bool(fec))
-        self._encoder.expected_loss_percent = FEC_LOSS_PERCENT if fec else 0
-        self._by_report, self._copies = fec is None, copies
+        self._encoder = Encoder(bitrate=BITRATE, complexity=COMPLEXITY)
+        self._by_report, self._copies = by_report, copies
         self._repeater = Repeater()
+        self._expect(0 if by_report else FEC_LOSS_PERCENT)
+
+    def _expect(self, loss_percent: int) -> None:
+        self._encoder.fec = loss_percent > 0
+        self._encoder.expected_loss_percent = loss_percent
 
     def report(self, losses: Losses) -> None:
         """The receiver says what it has lost lately."""
-        self._repeater.redundancy.report(losses)
+        redundancy = self._repeater.redundancy
+        redundancy.report(losses)
+        if not self._by_report:
+            return
+        if self._copies:
+            self._expect(redundancy.expected_loss_percent)
+        else:
+            self._expect(FEC_LOSS_PERCENT if redundancy.offsets else 0)
 
     def send(self, packet: Sent) -> UplinkAudio:
         if packet.first:
             self._encoder.reset()
-        if self._by_report:
-            lossy = bool(self._repeater.redundancy.offsets)
-            self._encoder.fec = lossy
-            self._encoder.expected_loss_percent = FEC_LOSS_PERCENT if lossy else 0
         audio = UplinkAudio(
             packet.number * BLOCK_SAMPLES & 0xFFFF_FFFF,
             AudioFlag.FIRST * packet.first | AudioFlag.LAST * packet.last,

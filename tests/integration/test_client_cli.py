@@ -77,11 +77,14 @@ def likeness(recording: NDArray[np.float32], said: NDArray[np.float32]) -> float
     it fits best, because a playout that adapts moves them against each other."""
     size = len(recording) + PIECE_SAMPLES
     spectrum = np.fft.rfft(recording, size)
+    energy = np.cumsum(np.concatenate(([0.0], np.square(recording, dtype=np.float64))))
+    energy = energy[PIECE_SAMPLES:] - energy[:-PIECE_SAMPLES]  # of each stretch of that length
+    energy += 1e-3 * energy.max()  # silence is like nothing
     found = []
     for start in range(0, len(said) - PIECE_SAMPLES + 1, PIECE_SAMPLES):
         piece = said[start : start + PIECE_SAMPLES]
         match = np.fft.irfft(spectrum * np.conj(np.fft.rfft(piece, size)), size)
-        at = int(np.argmax(match[: len(recording) - PIECE_SAMPLES]))
+        at = int(np.argmax(match[: len(energy)] / np.sqrt(energy)))
         part = recording[at : at + PIECE_SAMPLES]
         found.append(part @ piece / np.sqrt((part @ part) * (piece @ piece) + 1e-12))
     return float(np.median(found))

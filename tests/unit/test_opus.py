@@ -73,7 +73,7 @@ def likeness(original: Samples, decoded: Samples) -> float:
 @pytest.mark.parametrize("size", sorted(opus.ENCODER_SAMPLES))
 def test_a_tone_survives_at_its_level_in_every_frame_size(size: int) -> None:
     pcm = tone(48_000)
-    encoder = Encoder(bitrate=64_000, application="audio")
+    encoder = Encoder(bitrate=64_000)
     packets = [encoder.encode(frame) for frame in frames(pcm, size)]
     decoded = decode_all(packets)
     assert {opus.packet_samples(packet) for packet in packets} == {size}
@@ -93,7 +93,7 @@ def test_speech_keeps_its_level() -> None:
 
 def test_stereo_keeps_the_sides_apart() -> None:
     pcm = np.stack([tone(48_000, 440), tone(48_000, 1_000, 0.05)], axis=1)
-    encoder = Encoder(channels=2, bitrate=96_000, application="audio")
+    encoder = Encoder(channels=2, bitrate=96_000)
     decoded = decode_all([encoder.encode(frame) for frame in frames(pcm)], channels=2)
     assert np.std(decoded[4_800:, 0]) == pytest.approx(np.std(pcm[:, 0]), rel=0.1)
     assert np.std(decoded[4_800:, 1]) == pytest.approx(np.std(pcm[:, 1]), rel=0.1)

@@ -111,6 +111,28 @@ def test_more_losses_reach_further_back() -> None:
     assert reach[-1] <= DEEPEST
 
 
+def reported(lost: int, bursts: int, reports: int = 30) -> Redundancy:
+    redundancy = Redundancy()
+    for _ in range(reports):
+        redundancy.report(Losses(100, lost, bursts))
+    return redundancy
+
+
+def test_copies_reach_as_far_back_as_bursts_are_long() -> None:
+    assert reported(1, 1).offsets == (1,)
+    assert max(reported(4, 3).offsets) == 2
+    assert max(reported(4, 2).offsets) == DEEPEST - 1
+    assert max(reported(15, 3).offsets) == DEEPEST
+    assert len(reported(1, 1).offsets) < len(reported(5, 2).offsets) < len(reported(15, 3).offsets)
+
+
+def test_fec_is_for_paths_that_lose_much() -> None:
+    assert reported(0, 0).expected_loss_percent == 0
+    assert reported(1, 1).expected_loss_percent == 0
+    assert reported(5, 2).expected_loss_percent == 5
+    assert reported(80, 2).expected_loss_percent == 30
+
+
 def test_a_single_lost_packet_in_a_minute_costs_nobody_anything() -> None:
     redundancy = Redundancy()
     redundancy.report(Losses(50, 0, 0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from protocol.opus import Decoder
+from protocol.opus import Decoder, packet_has_fec
 from protocol.packets import AudioFlag, UplinkAudio
 from protocol.playout import Playout
 from spaces_client.synth import synthesise_voice
@@ -145,3 +145,19 @@ def test_the_last_packet_can_be_decoded() -> None:
         assert packet is not None
         assert len(packet.opus) > DTX_BYTES or packet.flags & AudioFlag.LAST
         assert decoder.decode(packet.opus, out) == FRAME
+
+
+def test_fec_comes_with_losses_and_goes_with_them() -> None:
+    talker = Talker()
+    voice = synthesise_voice(1, 3.0).reshape(-1, FRAME)
+
+    def with_fec(blocks: Samples) -> int:
+        packets = [talker.talk(block) for block in blocks]
+        return sum(p is not None and packet_has_fec(p.opus) for p in packets)
+
+    assert with_fec(voice[:50]) == 0
+    talker.expect_loss(10)
+    assert with_fec(voice[50:100]) > 10
+    talker.expect_loss(0)
+    talker.talk(voice[100])  # what was said before is in this one still
+    assert with_fec(voice[101:]) == 0
