@@ -197,6 +197,7 @@ def _tick(report: Figures, axes: "Axes") -> bool:
             "its phases,\neach alone",
             [
                 (f"{talk} decodes", talk * us["decode"], SKY),
+                (f"{talk} levels", talk * us["levels"], PURPLE),
                 ("mix", us["mix"], YELLOW),
                 (f"{talk + 1} encodes", (talk + 1) * us["encode"], ORANGE),
                 (f"{everyone:,} seals", us["seal"] * everyone / listen, GREEN),

@@ -20,6 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.polled import Poller, udp_socket
 from protocol import frames
 from protocol.connection import MS, Connection
+from protocol.jitter import JitterBuffer
 from protocol.link import Link
 from protocol.noise import public_key
 from protocol.opus import Encoder
@@ -87,6 +88,26 @@ def test_decode(benchmark: BenchmarkFixture) -> None:
     benchmark(decode)
     assert source.sounding
     assert out.any()
+
+
+def test_buffer(benchmark: BenchmarkFixture) -> None:
+    """One source's jitter buffer alone: a packet in that came more or less late, a decision out."""
+    buffer, speech = JitterBuffer(), Speech(1)
+    late_ns = (np.random.default_rng(1).exponential(3 * MS, 1_000)).astype(int).tolist()
+    turns = 0
+
+    def decide() -> None:
+        nonlocal turns
+        turns += 1
+        now_ns = turns * TICK_NS
+        audio = speech.next()
+        buffer.insert(audio.timestamp, audio.opus, now_ns - 15 * MS + late_ns[turns % 1_000])
+        buffer.next(now_ns)
+
+    for _ in range(500):
+        decide()
+    benchmark(decide)
+    assert buffer.stats.decoded > 400
 
 
 def test_levels(benchmark: BenchmarkFixture) -> None:

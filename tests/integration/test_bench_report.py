@@ -14,7 +14,10 @@ from bench import report
 from bench.process import pinned
 
 PNG = b"\x89PNG"
-PHASES = {"decode", "plan", "mix", "encode", "seal", "send", "node_tick", "crowd_tick"}
+PHASES = {
+    *("decode", "buffer", "levels", "plan", "mix", "encode"),
+    *("seal", "send", "node_tick", "crowd_tick"),
+}
 
 
 def cells(line: str) -> list[str]:
