@@ -49,9 +49,10 @@ MAX_MARGIN_MS: Final = 512
 FIRST_MARGIN_MS: Final = 10  # while next to nothing is known of a path
 FIRST_FRAMES: Final = 10
 # Next to no frame should be late where that is cheap: one in four thousand costs this much, and
-# each doubling of their share as much again.
-RARE_MS: Final = 2
+# each doubling of their share as much again, until they are not rare any more.
+RARE_MS: Final = 5
 RARE_SHARE: Final = 2.5e-4
+RARE_DOUBLINGS: Final = 3
 GUARD_MS: Final = 2  # beyond the latest that was seen
 # What a move must save, or sound would be stretched for nothing; and, if it is to a smaller margin,
 # this share of it as well: frames that come late again cost more than those that wait.
@@ -62,6 +63,7 @@ WORTH_SHARE: Final = 0.1
 # what is rare.
 QUICK_FRAMES: Final = 50
 RARE_FRAMES: Final = 6_000
+MOST_DRIFT_NS: Final = 2 * MS  # of the minimum at a time; a change of route is more
 STRETCH_INTERVAL_NS: Final = 40 * MS
 URGENT_NS: Final = 60 * MS  # with so much to take back, each frame is shortened
 PATIENCE_NS: Final = 1_000 * MS  # for how long a soft part of the sound is waited for
@@ -165,7 +167,8 @@ class PathDelay:
 
     Transit is arrival minus timestamp: the sender's clock starts anywhere, so only differences of
     it mean something. The minimum slides over the last ten seconds and so follows clock drift and
-    changes of route; how far the frames spread above it stays known.
+    changes of route; how far the frames spread above it stays known. A clock that drifts takes all
+    of it along; at a change of route what was seen lies elsewhere above the new minimum.
     """
 
     WINDOW_NS: Final = 10_000 * MS
@@ -176,10 +179,8 @@ class PathDelay:
         # Of relative delays, a bin each ms, backwards: at each of the speeds.
         self._seen = np.zeros((3, MAX_MARGIN_MS), np.float32)
         self._weights = np.zeros((3, 1), np.float32)
-        self._origin_ns = 0  # the transit at which the first bin begins
-        self._late = np.zeros(
-            (3, MAX_MARGIN_MS + 1), np.float32
-        )  # backwards: shares in the last i bins
+        # Backwards: shares in the last i bins.
+        self._late = np.zeros((3, MAX_MARGIN_MS + 1), np.float32)
         self.base_ns: int | None = None
         self.latest_ns = 0  # relative delay of the last packet, whatever it is
         self.frames = 0
@@ -196,20 +197,17 @@ class PathDelay:
         elif transit_ns < minima[-1][1]:
             minima[-1] = (minima[-1][0], transit_ns)
         base_ns = min(least_ns for _, least_ns in minima)
-        if self.base_ns is None:
-            self._origin_ns = base_ns
+        before_ns = base_ns if self.base_ns is None else self.base_ns
+        if abs(base_ns - before_ns) >= MOST_DRIFT_NS:
+            self._move(round((base_ns - before_ns) / MS))
         self.base_ns = base_ns
         self.latest_ns = transit_ns - base_ns
-        moved = round((base_ns - self._origin_ns) / MS)
-        if moved:
-            self._move(moved)
 
     def _move(self, bins: int) -> None:
         """The minimum is another one: what was seen lies elsewhere above it."""
         moved = np.clip(np.arange(MAX_MARGIN_MS) + bins, 0, MAX_MARGIN_MS - 1)
         for seen in self._seen:
             seen[:] = np.bincount(moved, seen, MAX_MARGIN_MS)
-        self._origin_ns += bins * MS
 
     def record_frame(self, transit_ns: int) -> None:
         """A frame has come for the first time, in whatever packet."""
@@ -230,7 +228,8 @@ class PathDelay:
         late = np.minimum(quick * kind.quick_times, slow)
         self.cost_ms = _MARGINS_MS + 100 * kind.loss_ms_per_percent * late
         # Later than the latest that was seen by a guard: nothing is rare there.
-        rare_ms = RARE_MS * np.log2(1 + rarely * np.float32(1 / RARE_SHARE))
+        doublings = np.log2(1 + rarely * np.float32(1 / RARE_SHARE))
+        rare_ms = RARE_MS * np.minimum(doublings, RARE_DOUBLINGS)
         self.cost_ms[GUARD_MS:] += rare_ms[:-GUARD_MS]
         self.cost_ms[:GUARD_MS] += rare_ms[0]
 

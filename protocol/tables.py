@@ -197,6 +197,7 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "RARE_MS": "delay that one frame in 4,000 too late is worth, and each doubling of that",
         "GUARD_MS": "delay kept beyond the latest frame that was seen",
         "WORTH_MS": "what a change of delay must save at least",
+        "MOST_DRIFT_NS": "change of the minimum that is a clock's drift",
         "QUICK_FRAMES": "remembered to see what is over",
         "RARE_FRAMES": "remembered to see what is rare",
         "STRETCH_INTERVAL_NS": "least time between two frames shortened or stretched",
