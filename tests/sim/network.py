@@ -58,6 +58,10 @@ class Network:
         self._public[client] = public.ljust(28, b".")
         self._private[self._public[client]] = client
 
+    def known_as(self, client: bytes) -> bytes:
+        """The address that others see what it sends come from."""
+        return self._public.get(client, client)
+
     def lose_all(self, client: bytes) -> None:
         """From now on nothing of this client's goes through, either way."""
         self._cut.add(client)

@@ -70,6 +70,9 @@ class Evening:
             if rng.random() < 0.5:
                 world.network.rebind(rng.choice(self.people).address)
             world.run(SETTLE_MS / 2)
+            if not self.settled():  # a request, or what tells of an address, was lost several times
+                world.run_until(self.settled, ms=40_000)
+                world.run(SETTLE_MS / 2)
             from_ns = world.now_ns
             world.run(ROUND_MS - SETTLE_MS)
             self.everyone_hears_whom_they_should(from_ns)
@@ -167,6 +170,15 @@ class Evening:
 
     def gain(self, hearer: Person, source: Person) -> float:
         return gain_of(self.world, self.space.record.id, hearer.me.id, source.me.id)
+
+    def settled(self) -> bool:
+        """Whether every request has been answered, and the server knows where everybody is."""
+        sessions = self.world.node.endpoint.sessions.values()
+        proven = {s.connection.address for s in sessions if s.connection.credit_bytes is None}
+        network = self.world.network
+        return self.replies_missing() == 0 and all(
+            network.known_as(p.address) in proven for p in self.inside
+        )
 
     def replies_missing(self) -> int:
         stayed = [p for p in self.world.people if not p.was_lost]
