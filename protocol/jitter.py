@@ -7,7 +7,7 @@ and losses all fit one time line. The buffer holds packets and knows times; it n
 One quantity steers everything: the *margin*, how long after the path's quickest packets a sample
 is needed. A frame is in time if its relative delay is at most the margin. So a margin has a cost:
 itself, and the share of frames that come later than it, each per cent of which is worth
-LOSS_MS_PER_PERCENT. The buffer starts a talkspurt as soon as no later pull would be cheaper, and
+some milliseconds. The buffer starts a talkspurt as soon as no later pull would be cheaper, and
 while it plays it stretches or shortens the sound towards the cheapest margin.
 
 A frame may come by several ways: its own packet, a copy in a later one, the in-band FEC of the
@@ -48,17 +48,43 @@ REMEMBERED: Final = 256  # timestamps of frames that have come
 MAX_MARGIN_MS: Final = 512
 FIRST_MARGIN_MS: Final = 10  # while next to nothing is known of a path
 FIRST_FRAMES: Final = 10
-LOSS_MS_PER_PERCENT: Final = 20
-# Copies are sent because frames are missing: not to wait for them would waste them.
-COPIED_LOSS_MS_PER_PERCENT: Final = 100
-# Next to no frame should be late where that is cheap: one in a thousand costs as much as this.
-RARE_MS: Final = 6
-RARE_SHARE: Final = 1e-3
+# Next to no frame should be late where that is cheap: one in four thousand costs this much, and
+# each doubling of their share as much again, until they are not rare any more.
+RARE_MS: Final = 5
+RARE_SHARE: Final = 2.5e-4
+RARE_DOUBLINGS: Final = 3
 GUARD_MS: Final = 2  # beyond the latest that was seen
-WORTH_MS: Final = 3  # what a move must save: or sound would be stretched for nothing
+# What a move must save, or sound would be stretched for nothing; and, if it is to a smaller margin,
+# this share of it as well: frames that come late again cost more than those that wait.
+WORTH_MS: Final = 2
+WORTH_SHARE: Final = 0.1
+# What was seen is forgotten at three speeds.  Frames that come late count as far as the first two
+# agree: the slow one is steady, the quick one says when something is over.  The third one is for
+# what is rare.
+QUICK_FRAMES: Final = 50
+RARE_FRAMES: Final = 6_000
+MOST_DRIFT_NS: Final = 2 * MS  # of the minimum at a time; a change of route is more
 STRETCH_INTERVAL_NS: Final = 40 * MS
 URGENT_NS: Final = 60 * MS  # with so much to take back, each frame is shortened
+PATIENCE_NS: Final = 1_000 * MS  # for how long a soft part of the sound is waited for
 MAX_SURPLUS_NS: Final = 500 * MS
+
+
+class Losing(NamedTuple):
+    """How a path is looked at.
+
+    loss_ms_per_percent: how much delay a per cent of late frames is worth.  slow_frames: see
+    QUICK_FRAMES.  quick_times: by how much the quick memory may say less than the slow one.
+    """
+
+    loss_ms_per_percent: int
+    slow_frames: int
+    quick_times: int
+
+
+PLAIN: Final = Losing(20, 300, 10)
+# Copies are sent because frames are missing, in bursts: not to wait for them would waste them.
+COPIED: Final = Losing(100, 500, 100)
 
 
 class Action(Enum):
@@ -73,7 +99,7 @@ class Operation(NamedTuple):
 
     first: a talkspurt begins, whose encoder was reset, so the decoder is to be reset before.
     stretch: what is decoded is to be shorter by up to so many samples (negative), or longer
-    (positive), if that can be done unheard.
+    (positive), if that can be done unheard.  urgent: now; otherwise where the sound is soft.
     """
 
     action: Action
@@ -82,6 +108,7 @@ class Operation(NamedTuple):
     timestamp: int
     first: bool = False
     stretch: int = 0
+    urgent: bool = False
 
 
 class Verdict(Enum):
@@ -128,7 +155,7 @@ class _Packet(NamedTuple):
 
 
 _timestamp = attrgetter("timestamp")
-_MARGINS_MS = np.arange(MAX_MARGIN_MS + 1, dtype=np.float64)
+_MARGINS_MS = np.arange(MAX_MARGIN_MS + 1, dtype=np.float32)
 
 
 def _duration_ns(samples: int) -> int:
@@ -140,21 +167,20 @@ class PathDelay:
 
     Transit is arrival minus timestamp: the sender's clock starts anywhere, so only differences of
     it mean something. The minimum slides over the last ten seconds and so follows clock drift and
-    changes of route; how far the frames spread above it stays known.
+    changes of route; how far the frames spread above it stays known. A clock that drifts takes all
+    of it along; at a change of route what was seen lies elsewhere above the new minimum.
     """
 
-    MEMORY_FRAMES: Final = 130
-    RARE_MEMORY_FRAMES: Final = 1_500
     WINDOW_NS: Final = 10_000 * MS
     SLICE_NS: Final = 1_000 * MS  # the window moves in steps of this
 
     def __init__(self) -> None:
         self._minima: deque[tuple[int, int]] = deque()  # (start of a slice, its least transit)
-        # Of relative delays, a bin each ms, backwards: of the last frames, and of many.
-        self._seen = np.zeros((2, MAX_MARGIN_MS))
-        self._weights = np.zeros((2, 1))
-        self._origin_ns = 0  # the transit at which the first bin begins
-        self._late = np.zeros((2, MAX_MARGIN_MS + 1))  # backwards: shares in the last i bins
+        # Of relative delays, a bin each ms, backwards: at each of the speeds.
+        self._seen = np.zeros((3, MAX_MARGIN_MS), np.float32)
+        self._weights = np.zeros((3, 1), np.float32)
+        # Backwards: shares in the last i bins.
+        self._late = np.zeros((3, MAX_MARGIN_MS + 1), np.float32)
         self.base_ns: int | None = None
         self.latest_ns = 0  # relative delay of the last packet, whatever it is
         self.frames = 0
@@ -171,38 +197,41 @@ class PathDelay:
         elif transit_ns < minima[-1][1]:
             minima[-1] = (minima[-1][0], transit_ns)
         base_ns = min(least_ns for _, least_ns in minima)
-        if self.base_ns is None:
-            self._origin_ns = base_ns
+        before_ns = base_ns if self.base_ns is None else self.base_ns
+        if abs(base_ns - before_ns) >= MOST_DRIFT_NS:
+            self._move(round((base_ns - before_ns) / MS))
         self.base_ns = base_ns
         self.latest_ns = transit_ns - base_ns
-        moved = round((base_ns - self._origin_ns) / MS)
-        if moved:
-            self._move(moved)
 
     def _move(self, bins: int) -> None:
         """The minimum is another one: what was seen lies elsewhere above it."""
         moved = np.clip(np.arange(MAX_MARGIN_MS) + bins, 0, MAX_MARGIN_MS - 1)
-        self._seen = np.array([np.bincount(moved, seen, MAX_MARGIN_MS) for seen in self._seen])
-        self._origin_ns += bins * MS
+        for seen in self._seen:
+            seen[:] = np.bincount(moved, seen, MAX_MARGIN_MS)
 
     def record_frame(self, transit_ns: int) -> None:
         """A frame has come for the first time, in whatever packet."""
         assert self.base_ns is not None
         # Until the memory is full all frames weigh the same: the first few already count.
         self.frames = frames = self.frames + 1
+        copied = self.copied is not None and frames - self.copied <= COPIED.slow_frames
+        kind = COPIED if copied else PLAIN
         weights = self._weights
-        weights[0] = 1 / min(frames, self.MEMORY_FRAMES)
-        weights[1] = 1 / min(frames, self.RARE_MEMORY_FRAMES)
+        weights[0] = 1 / min(frames, QUICK_FRAMES)
+        weights[1] = 1 / min(frames, kind.slow_frames)
+        weights[2] = 1 / min(frames, RARE_FRAMES)
         self._seen *= 1 - weights
         at = min(max((transit_ns - self.base_ns) // MS, 0), MAX_MARGIN_MS - 1)
         self._seen[:, MAX_MARGIN_MS - 1 - at] += weights[:, 0]
-        np.cumsum(self._seen, axis=1, out=self._late[:, 1:])
-        late, rarely = self._late[:, ::-1]
-        copied = self.copied is not None and frames - self.copied <= self.MEMORY_FRAMES
-        loss_ms = COPIED_LOSS_MS_PER_PERCENT if copied else LOSS_MS_PER_PERCENT
-        self.cost_ms = _MARGINS_MS + 100 * loss_ms * late
-        self.cost_ms[GUARD_MS:] += np.minimum(rarely[:-GUARD_MS] * (RARE_MS / RARE_SHARE), RARE_MS)
-        self.cost_ms[:GUARD_MS] += RARE_MS
+        np.add.accumulate(self._seen, axis=1, out=self._late[:, 1:])
+        quick, slow, rarely = self._late[:, ::-1]
+        late = np.minimum(quick * kind.quick_times, slow)
+        self.cost_ms = _MARGINS_MS + 100 * kind.loss_ms_per_percent * late
+        # Later than the latest that was seen by a guard: nothing is rare there.
+        doublings = np.log2(1 + rarely * np.float32(1 / RARE_SHARE))
+        rare_ms = RARE_MS * np.minimum(doublings, RARE_DOUBLINGS)
+        self.cost_ms[GUARD_MS:] += rare_ms[:-GUARD_MS]
+        self.cost_ms[:GUARD_MS] += rare_ms[0]
 
     @property
     def target_ms(self) -> int:
@@ -219,7 +248,8 @@ class PathDelay:
         margins_ns = np.arange(here - sooner * pull_ns, MAX_MARGIN_MS * MS + 1, pull_ns)
         costs = self.cost_ms[margins_ns // MS]
         best = int(costs.argmin())
-        return 0 if costs[best] + WORTH_MS >= costs[sooner] else best - sooner
+        worth_ms = WORTH_MS + WORTH_SHARE * max(0, sooner - best) * pull_ns / MS
+        return 0 if costs[best] + worth_ms >= costs[sooner] else best - sooner
 
 
 class JitterBuffer:
@@ -239,6 +269,7 @@ class JitterBuffer:
         self._waited_samples = 0  # concealed at the cursor, in the hope that its packet comes
         self._concealed_run_samples = 0
         self._stretched_ns = -STRETCH_INTERVAL_NS
+        self._content_ns = 0  # when nothing was to be taken back, or some of it was
 
     @property
     def sounding(self) -> bool:
@@ -422,7 +453,7 @@ class JitterBuffer:
     def _play(self, now_ns: int, needed_samples: int, filled_samples: int) -> Operation:
         """Decode the head of the buffer."""
         packet = self._packets[0]
-        stretch = self._stretch(now_ns, packet, needed_samples, filled_samples)
+        stretch, urgent = self._stretch(now_ns, packet, needed_samples, filled_samples)
         del self._packets[0]
         stats = self.stats
         assert self._path.base_ns is not None
@@ -436,7 +467,13 @@ class JitterBuffer:
         if packet.last:
             self._stop()
         return Operation(
-            Action.DECODE, packet.samples, packet.payload, packet.timestamp, packet.first, stretch
+            Action.DECODE,
+            packet.samples,
+            packet.payload,
+            packet.timestamp,
+            packet.first,
+            stretch,
+            urgent,
         )
 
     def _wait(self, needed_samples: int) -> Operation:
@@ -462,7 +499,7 @@ class JitterBuffer:
             return Operation(Action.FEC, reach_samples, head.payload, position)
         if missing_samples > reach_samples:
             missing_samples -= reach_samples
-        step = min(missing_samples, _whole_grains(needed_samples), STEP_SAMPLES)
+        step = min(missing_samples, STEP_SAMPLES)
         self._cursor = position + step
         return self._conceal(_whole_grains(step), position)
 
@@ -475,8 +512,9 @@ class JitterBuffer:
 
     def _stretch(
         self, now_ns: int, packet: _Packet, needed_samples: int, filled_samples: int
-    ) -> int:
-        """By how much the frame may be shortened (negative) or lengthened.
+    ) -> tuple[int, bool]:
+        """-> (by how much the frame may be shortened, negative, or lengthened; whether it must not
+        wait).
 
         A frame that begins within a pull plays later than it is needed; shortening as far as the
         pull's beginning costs no margin, and lasts if all frames begin there. Beyond that the
@@ -489,16 +527,19 @@ class JitterBuffer:
         if not whole:  # other frames will begin at the end of a pull, and be needed soonest
             margin_ns -= _duration_ns(needed_samples)
         surplus_ns = -self._path.pulls_to_move(margin_ns, pull_ns) * pull_ns
+        if not surplus_ns:
+            self._content_ns = now_ns
         urgent = surplus_ns >= URGENT_NS
         if not urgent and now_ns - self._stretched_ns < STRETCH_INTERVAL_NS:
-            return 0
-        if surplus_ns:
-            return -packet.samples if surplus_ns > 0 else packet.samples
-        return -filled_samples if whole else 0
+            return 0, False
+        if surplus_ns < 0:
+            return packet.samples, True  # before more frames come too late
+        most_samples = surplus_ns * 3 // 62_500 + (filled_samples if whole else 0)
+        return -most_samples, urgent or now_ns - self._content_ns >= PATIENCE_NS
 
     def stretched(self, samples: int, now_ns: int) -> None:
         """The last frame has become longer by so many samples, or shorter (negative)."""
-        self._stretched_ns = now_ns
+        self._stretched_ns = self._content_ns = now_ns
         if samples > 0:
             self.stats.lengthened_samples += samples
         else:

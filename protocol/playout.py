@@ -6,6 +6,7 @@ one. The server pulls 20 ms of each source a tick, a client pulls its one mixed 
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,11 @@ from protocol.stretch import MAX_LAG_SAMPLES, MIN_LAG_SAMPLES, lengthen, shorten
 
 FADE_SAMPLES: Final = 120  # 2.5 ms
 STEP_LEVEL: Final = 1e-3  # -60 dBFS: a step from or to silence below this cannot be heard
+
+
+# A stretch that can wait is made where the sound is soft: between words.
+SOFT: Final = 0.1  # of what was loudest lately, -20 dB
+LOUD_DECAY: Final = 0.995  # a frame; half of it after 3 s of frames of 20 ms
 
 
 class Playout:
@@ -34,6 +40,7 @@ class Playout:
         self._timestamp = 0
         self._final: Samples = np.zeros(per_sample, np.float32)  # the last sample that went out
         self._silent = True
+        self._loud = 0.0  # RMS
         ramp = np.linspace(0, 1, FADE_SAMPLES, endpoint=False, dtype=np.float32)
         self._fade_in: Samples = ramp.reshape(-1, *(1 for _ in per_sample))
         self._fade_out: Samples = np.ascontiguousarray(self._fade_in[::-1])
@@ -140,10 +147,14 @@ class Playout:
         if operation.first or self._silent:
             self._join(pcm)
         self._silent = False
-        if operation.stretch >= MIN_LAG_SAMPLES:
-            self._end = lengthen(self._pcm, samples)
-        elif operation.stretch <= -MIN_LAG_SAMPLES:
-            self._end = shorten(pcm, -operation.stretch)
+        flat = pcm.reshape(-1)
+        level = math.sqrt(np.dot(flat, flat) / len(flat))
+        self._loud = max(level, self._loud * LOUD_DECAY)
+        if operation.urgent or level <= SOFT * self._loud:
+            if operation.stretch >= MIN_LAG_SAMPLES:
+                self._end = lengthen(self._pcm, samples)
+            elif operation.stretch <= -MIN_LAG_SAMPLES:
+                self._end = shorten(pcm, -operation.stretch)
         if self._end != samples:
             self._jitter.stretched(self._end - samples, now_ns)
 

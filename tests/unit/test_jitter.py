@@ -272,7 +272,7 @@ def test_jitter_raises_the_target_quickly_and_calm_lowers_it() -> None:
     bench.run(range(350, 1_200))
     assert stats_of(bench).target_ns <= 40 * MS
     bench.run(range(1_200, 6_000))
-    assert stats_of(bench).target_ns == FLOOR_NS
+    assert stats_of(bench).target_ns <= FLOOR_NS
 
 
 def test_a_rare_late_packet_does_not_delay_everything() -> None:
@@ -610,16 +610,16 @@ def test_clean_path_costs_no_more_than_the_tick_and_the_floor() -> None:
     ("name", "extra_concealed", "skipped", "wait_ms"),
     [
         # frames concealed beyond those lost on the way, frames skipped, mean wait on the server
-        ("wifi", 60, 60, 40),
-        ("4g", 180, 160, 80),
-        ("ge5", 10, 10, 30),
-        ("ge15", 10, 10, 30),
-        ("reorder", 110, 40, 30),
-        ("drift_p100", 24, 9, 28),  # of 30,000
-        ("drift_m100", 24, 2, 30),
+        ("wifi", 40, 40, 40),
+        ("4g", 80, 40, 90),
+        ("ge5", 0, 5, 30),
+        ("ge15", 0, 5, 30),
+        ("reorder", 40, 40, 40),
+        ("drift_p100", 20, 9, 28),  # of 30,000
+        ("drift_m100", 20, 9, 30),
         ("step100", 15, 15, 35),
-        ("mixed", 120, 60, 55),
-        ("bloat", 40, 90, 90),
+        ("mixed", 20, 20, 55),
+        ("bloat", 20, 40, 60),
     ],
 )
 def test_every_path_stays_in_bounds(
@@ -628,7 +628,7 @@ def test_every_path_stays_in_bounds(
     run = Played(name, 7)
     stats = run.stats
     assert run.concealed <= run.lost + extra_concealed
-    assert stats.dropped + stats.late <= max(skipped, extra_concealed)
+    assert stats.dropped + stats.late <= skipped
     assert float(np.mean(run.waits_ms)) <= wait_ms
     assert (
         stats.decoded + stats.dropped + stats.late >= run.sent - run.lost - 10
