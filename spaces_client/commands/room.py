@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import getpass
 import json
 import math
@@ -311,6 +312,9 @@ async def _sound(
     processor, note = None, ""
     if source is not None and input_file is None:
         processor, note = _processor(voice, music=space.client.profile.music)
+    # All that was loaded stays: a garbage collector that looks through it holds the sound up for
+    # as long as a frame lasts.
+    gc.freeze()
     space.start_audio(source, output, processor)
     if input_file:
         ended = asyncio.ensure_future(_said(file))
