@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,11 +37,12 @@ from protocol.frames import Settings
 from protocol.opus import Encoder
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.profile import profile_of
-from spaces_client.audio import BLOCK_MS, PULL_SAMPLES, AudioInput, AudioOutput
+from spaces_client.audio import BLOCK_MS, PULL_SAMPLES, AudioInput
 from spaces_client.client import Heard
-from spaces_client.crowd import Delays, VoiceInput, join_listeners, join_speakers, voice_files
+from spaces_client.crowd import Delays, join_listeners, join_speakers, synthesised, voice_files
 from spaces_client.live import LiveSpace
-from spaces_client.wav import Ticker, WavInput
+from spaces_client.paced import Listen
+from spaces_client.wav import WavInput
 from spaces_server.mixer.limiter import LOOK_AHEAD_SAMPLES
 
 MS = 1_000_000
@@ -74,34 +74,25 @@ class _Mouths:
         return None
 
 
-class _Ear(AudioOutput):
+class _Ear(Listen):
     """A listener's sound card: takes samples as one does, and finds out when they were spoken."""
 
     def __init__(self, listener: LiveSpace, mouths: _Mouths) -> None:
+        super().__init__(PULL_SAMPLES)
         self.delays_ns: list[int] = []
         self._listener = listener
         self._mouths = mouths
         self._heard: dict[int, Heard] = {}
-        self._out = np.empty(PULL_SAMPLES, np.float32)
-        self._ticker: Ticker | None = None
 
     def heard(self, heard: Heard) -> None:
         if len(self._heard) >= KEPT_BLOCKS:
             del self._heard[next(iter(self._heard))]
         self._heard[heard.audio.timestamp] = heard
 
-    def start(self, pull: Callable[[NDArray[np.float32], int], None], channels: int = 1) -> None:
-        def tick(now_ns: int) -> None:
-            pull(self._out, now_ns)
-            playout = self._listener.client.playout
-            if playout.sounding:
-                self._played(playout.timestamp, time.monotonic_ns())
-
-        self._ticker = Ticker(tick, asyncio.get_running_loop(), PULL_SAMPLES / 48)
-
-    def stop(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
+    def taken(self) -> None:
+        playout = self._listener.client.playout
+        if playout.sounding:
+            self._played(playout.timestamp, time.monotonic_ns())
 
     def _played(self, timestamp: int, now_ns: int) -> None:
         offset = timestamp % self._mouths.frame_samples
@@ -142,7 +133,7 @@ async def _run(
     files = voice_files(speech) if speech is not None else []
     # All of them before anybody speaks: to make one takes so long that those who do would falter.
     voices: list[AudioInput] = [
-        WavInput(files[number % len(files)], loop=True) if files else VoiceInput(number)
+        WavInput(files[number % len(files)], loop=True) if files else synthesised(number)
         for number in range(speakers)
     ]
     delays, mouths = Delays(), _Mouths(frame_samples)

@@ -13,12 +13,19 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.profile import VOICE, Profile
+
 SAMPLE_RATE_HZ: Final = 48_000
 BLOCK_SAMPLES: Final = 960
 BLOCK_MS: Final = 20
 PULL_SAMPLES: Final = 480  # a device is filled in halves of a block: what waits for it waits less
 
 Samples = NDArray[np.float32]
+# push(block, captured_ns): a block, which belongs to the receiver, and the monotonic time at which
+# its last sample was taken.
+Push = Callable[[Samples, int], None]
+# pull(out, now_ns): fills all of `out`.
+Pull = Callable[[Samples, int], None]
 
 
 class AudioError(Exception):
@@ -48,18 +55,10 @@ def cut(blocks: Iterable[Samples], samples: int) -> Iterator[Samples]:
 class AudioInput(Protocol):
     """A source of blocks: a microphone or a file."""
 
-    def start(
-        self,
-        push: Callable[[Samples, int], None],
-        block_samples: int = BLOCK_SAMPLES,
-        channels: int = 1,
-    ) -> None:
-        """Begin. `push(block, captured_ns)` is called in the event loop's thread each 20 ms.
-
-        `block` has shape (block_samples,), or (block_samples, 2) where two `channels` are wanted
-        and to be had, and belongs to the receiver; BLOCK_SAMPLES is a multiple of block_samples,
-        and with half of it the calls come each 10 ms. `captured_ns` is the monotonic time at
-        which its last sample was taken. Raises AudioError when the input cannot be started.
+    def start(self, push: Push, profile: Profile = VOICE) -> None:
+        """Begin. `push` is called in the event loop's thread for each frame of the profile, with
+        its channels, or with one if the input has no more. Raises AudioError when the input cannot
+        be started.
         """
         ...
 
@@ -80,12 +79,10 @@ class AudioOutput(Protocol):
         """From a block being filled to its first sample being heard, as far as is known."""
         return 0.0
 
-    def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
-        """Begin. `pull(out, now_ns)` must fill all of `out`: 960 samples or less, of as many
-        `channels`, or of one if the output has no more.
-
-        It is called in the event loop's thread. Raises AudioError when the output cannot be
-        started.
+    def start(self, pull: Pull, profile: Profile = VOICE) -> None:
+        """Begin. `pull` is called in the event loop's thread for 20 ms or less at a time, of the
+        profile's channels, or of one if the output has no more. Raises AudioError when the output
+        cannot be started.
         """
         ...
 

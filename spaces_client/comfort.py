@@ -8,12 +8,12 @@ is easier to cut, to measure and to compress.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
-from spaces_client.audio import SAMPLE_RATE_HZ, AudioOutput, Samples
+from protocol.profile import VOICE, Profile
+from spaces_client.audio import SAMPLE_RATE_HZ, AudioOutput, Pull, Samples
 
 LEVEL_DBFS: Final = -72.0  # RMS: below the noise of a quiet room, above nothing at all
 FADE_IN_SAMPLES: Final = SAMPLE_RATE_HZ * 3 // 10  # 300 ms
@@ -45,9 +45,9 @@ class ComfortNoise(AudioOutput):
     def delay_ms(self) -> float:
         return self._output.delay_ms
 
-    def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
-        if channels != 1:  # music: its pauses are silent, and nothing is added to it
-            self._output.start(pull, channels)
+    def start(self, pull: Pull, profile: Profile = VOICE) -> None:
+        if profile.music:  # its pauses are silent, and nothing is added to it
+            self._output.start(pull, profile)
             return
         self._at = 0  # in _noise
         self._gain = 0.0
@@ -57,7 +57,7 @@ class ComfortNoise(AudioOutput):
             pull(out, now_ns)
             self._add(out)
 
-        self._output.start(fill)
+        self._output.start(fill, profile)
 
     def stop(self) -> None:
         self._output.stop()

@@ -13,22 +13,21 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocol.frames import Settings
 from protocol.link import Link
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.roles import Role
-from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES, AudioError, AudioInput, AudioOutput
+from spaces_client.audio import BLOCK_MS, AudioError, AudioInput, AudioOutput
 from spaces_client.client import Heard
 from spaces_client.live import LiveSpace, SpacesError, connect, session
+from spaces_client.paced import Listen, Looped
 from spaces_client.synth import synthesise_voice
-from spaces_client.wav import Ticker, WavInput, WavOutput
+from spaces_client.wav import WavInput, WavOutput
 
 JOINS_AT_ONCE = 20
 REPORT_S = 0.5
@@ -36,54 +35,9 @@ SYNTHESISED_S = 20.0
 MAX_SENT = 1_000  # packets whose way is watched at once
 
 
-class VoiceInput:
-    """A synthesised voice, over and over."""
-
-    def __init__(self, seed: int) -> None:
-        samples = synthesise_voice(seed, SYNTHESISED_S)
-        whole = len(samples) // BLOCK_SAMPLES * BLOCK_SAMPLES
-        self._samples = samples[:whole]
-        self._ticker: Ticker | None = None
-
-    def start(
-        self,
-        push: Callable[[NDArray[np.float32], int], None],
-        block_samples: int = BLOCK_SAMPLES,
-        channels: int = 1,
-    ) -> None:
-        blocks = cycle(self._samples.reshape(-1, block_samples))
-
-        def tick(now_ns: int) -> None:
-            push(next(blocks).copy(), now_ns)
-
-        self._ticker = Ticker(tick, asyncio.get_running_loop(), block_samples / 48)
-
-    async def finished(self) -> None:
-        await asyncio.Event().wait()
-
-    def stop(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
-
-
-class Listen(AudioOutput):
-    """Plays into nothing: takes what is to be heard every 20 ms, or a part of that at a time, as a
-    device would."""
-
-    def __init__(self, samples: int = BLOCK_SAMPLES) -> None:
-        self._out = np.empty(samples, np.float32)
-        self._ticker: Ticker | None = None
-
-    def start(self, pull: Callable[[NDArray[np.float32], int], None], channels: int = 1) -> None:
-        self._ticker = Ticker(
-            lambda now_ns: pull(self._out, now_ns),
-            asyncio.get_running_loop(),
-            len(self._out) / 48,
-        )
-
-    def stop(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
+def synthesised(seed: int) -> AudioInput:
+    """A voice that nobody has."""
+    return Looped(synthesise_voice(seed, SYNTHESISED_S))
 
 
 @dataclass(slots=True)
@@ -128,7 +82,7 @@ def voice_files(folder: Path) -> list[Path]:
 def _voice(number: int, files: list[Path]) -> AudioInput:
     if files:
         return WavInput(files[number % len(files)], loop=True)
-    return VoiceInput(number)
+    return synthesised(number)
 
 
 async def run_crowd(

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 import miniaudio
 import numpy as np
 
+from protocol.profile import VOICE, Profile
 from spaces_client.audio import (
     BLOCK_SAMPLES,
     PULL_SAMPLES,
@@ -28,6 +29,8 @@ from spaces_client.audio import (
     AudioError,
     AudioInput,
     AudioOutput,
+    Pull,
+    Push,
     Samples,
 )
 
@@ -286,24 +289,17 @@ class DeviceInput(AudioInput):
     def __init__(self, name_or_index: str | int | None = None) -> None:
         self._wanted = name_or_index
         self._running: _Running | None = None
-        self._push: Callable[[Samples, int], None] | None = None
-        self._block_samples = BLOCK_SAMPLES
-        self._shape: tuple[int, ...] = (-1,)
+        self._push: Push | None = None
+        self._profile = VOICE
         self._stopped = asyncio.Event()
         # What the event loop may be late by before sound is lost.
         self.ring = Ring(_MAX_RING_SAMPLES)
 
-    def start(
-        self,
-        push: Callable[[Samples, int], None],
-        block_samples: int = BLOCK_SAMPLES,
-        channels: int = 1,
-    ) -> None:
+    def start(self, push: Push, profile: Profile = VOICE) -> None:
         self._push = push
-        self._block_samples = block_samples
-        self._shape = (-1,) if channels == 1 else (-1, channels)
-        self.ring = Ring(_MAX_RING_SAMPLES, channels)
-        self._running = _Running("microphone", self._wanted, channels)
+        self._profile = profile
+        self.ring = Ring(_MAX_RING_SAMPLES, profile.channels)
+        self._running = _Running("microphone", self._wanted, profile.channels)
         self._running.run(self._capture(self._running))
 
     async def finished(self) -> None:
@@ -319,13 +315,14 @@ class DeviceInput(AudioInput):
         """In the device's thread: takes bytes of float32 samples, as many as the device likes."""
         while True:
             captured = yield
-            self.ring.write(np.frombuffer(captured, np.float32).reshape(self._shape))
+            self.ring.write(np.frombuffer(captured, np.float32).reshape(self._profile.shape(-1)))
             running.in_loop(self._drain)
 
     def _drain(self) -> None:
         now_ns = time.monotonic_ns()
-        while self._push and len(self.ring) >= self._block_samples:
-            block: Samples = np.empty((self._block_samples, *self._shape[1:]), np.float32)
+        frame_samples = self._profile.frame_samples
+        while self._push and len(self.ring) >= frame_samples:
+            block: Samples = np.empty(self._profile.shape(frame_samples), np.float32)
             self.ring.read(block)
             self._push(block, now_ns - len(self.ring) * 1_000_000_000 // SAMPLE_RATE_HZ)
 
@@ -340,15 +337,15 @@ class DeviceOutput(AudioOutput):
     def __init__(self, name_or_index: str | int | None = None) -> None:
         self._wanted = name_or_index
         self._running: _Running | None = None
-        self._pull: Callable[[Samples, int], None] | None = None
+        self._pull: Pull | None = None
         self._largest_request_samples = SAMPLE_RATE_HZ * _PERIOD_MS // 1000
-        self._channels: tuple[int, ...] = ()
+        self._profile = VOICE
         self.ring = Ring(_MAX_RING_SAMPLES)
 
-    def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
-        self._running = _Running("speakers", self._wanted, channels)
-        self._channels = () if channels == 1 else (channels,)
-        self.ring = Ring(_MAX_RING_SAMPLES, channels)
+    def start(self, pull: Pull, profile: Profile = VOICE) -> None:
+        self._profile = profile
+        self.ring = Ring(_MAX_RING_SAMPLES, profile.channels)
+        self._running = _Running("speakers", self._wanted, profile.channels)
         self._pull = pull
         self._fill()
         self._running.run(self._play(self._running))
@@ -371,13 +368,13 @@ class DeviceOutput(AudioOutput):
                 self._largest_request_samples = min(
                     wanted_samples, _MAX_RING_SAMPLES - 2 * BLOCK_SAMPLES
                 )
-            out: Samples = np.empty((wanted_samples, *self._channels), np.float32)
+            out: Samples = np.empty(self._profile.shape(wanted_samples), np.float32)
             self.ring.read(out)
             running.in_loop(self._fill)
             wanted_samples = yield out
 
     def _fill(self) -> None:
-        block: Samples = np.zeros((PULL_SAMPLES, *self._channels), np.float32)
+        block: Samples = np.zeros(self._profile.shape(PULL_SAMPLES), np.float32)
         while self._pull and len(self.ring) < self._largest_request_samples + PULL_SAMPLES:
             self._pull(block, time.monotonic_ns())
             self.ring.write(block)
@@ -420,7 +417,7 @@ async def play_tone(name_or_index: str | int | None = None, *, seconds: float = 
 
     def pull(out: Samples, now_ns: int) -> None:
         nonlocal position
-        block = sound[position : position + BLOCK_SAMPLES]
+        block = sound[position : position + len(out)]
         out[: len(block)] = block
         out[len(block) :] = 0
         position += len(block)

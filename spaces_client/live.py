@@ -331,7 +331,7 @@ class LiveSpace(Session):
         AudioError if a device that is needed now cannot be opened."""
         self._voice = voice
         if speakers is not None:
-            speakers.start(self._pull, self.client.profile.channels)
+            speakers.start(self._pull, self.client.profile)
             self._output = speakers
         self._input = microphone
         self._follow_stage()
@@ -344,8 +344,7 @@ class LiveSpace(Session):
             return
         self._input_open = on_stage
         if on_stage:
-            profile = self.client.profile
-            self._input.start(self.push, profile.frame_samples, profile.channels)
+            self._input.start(self.push, self.client.profile)
         else:
             self._input.stop()
 

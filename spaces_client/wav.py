@@ -13,12 +13,13 @@ import math
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 import miniaudio
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.profile import VOICE, Profile
 from spaces_client.audio import (
     BLOCK_MS,
     BLOCK_SAMPLES,
@@ -26,59 +27,20 @@ from spaces_client.audio import (
     AudioError,
     AudioInput,
     AudioOutput,
+    Pull,
+    Push,
     Samples,
     cut,
 )
+from spaces_client.paced import Scheduler, Ticker
 
 log = logging.getLogger(__name__)
 
 _MIN_RATE_HZ: Final = 1_000
 _MAX_RATE_HZ: Final = 384_000
-_MAX_BEHIND_S: Final = 0.2
 _MAX_SILENT_BLOCKS: Final = 50  # written at once
 # The sizes in a RIFF header are 32 bits wide.
 _MAX_WAV_DATA_BYTES: Final = 2**32 - 64
-
-
-class Scheduler(Protocol):
-    """What is needed of an event loop: its clock (the monotonic one, in seconds) and a timer."""
-
-    def time(self) -> float: ...
-
-    def call_at(self, when: float, callback: Callable[[], object], /) -> Any:
-        """Call once at the time `when`; the result has a `cancel()`."""
-        ...
-
-
-class Ticker:
-    """Calls `tick(deadline_ns)` each 20 ms, or as often as wanted, at absolute deadlines, so the
-    pace does not drift.
-
-    A little lateness is caught up with at once; after a long halt (a suspended laptop) the missed
-    ticks are skipped, because late audio is of no use.
-    """
-
-    def __init__(
-        self, tick: Callable[[int], None], scheduler: Scheduler, every_ms: float = BLOCK_MS
-    ) -> None:
-        self._tick = tick
-        self._every_s = every_ms / 1000
-        self._scheduler = scheduler
-        self._deadline_s = scheduler.time()
-        self._timer: Any = scheduler.call_at(self._deadline_s, self._run)
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-    def _run(self) -> None:
-        deadline_s = self._deadline_s
-        now_s = self._scheduler.time()
-        if now_s - deadline_s > _MAX_BEHIND_S:
-            deadline_s = now_s
-        # Set before the tick, so that the tick may cancel it.
-        self._deadline_s = deadline_s + self._every_s
-        self._timer = self._scheduler.call_at(self._deadline_s, self._run)
-        self._tick(round(deadline_s * 1e9))
 
 
 class Resampler:
@@ -250,22 +212,17 @@ class WavInput(AudioInput):
         self._path, self._loop = Path(path), loop
         read_blocks(self._path)  # says at once what is wrong with it
         self._pieces: Iterator[Samples] | None = None
-        self._form = (BLOCK_SAMPLES, 1)
+        self._profile = VOICE
         self._scheduler = scheduler
         self._ticker: Ticker | None = None
         self._ended = asyncio.Event()
         self._played_out = asyncio.Event()
 
-    def start(
-        self,
-        push: Callable[[Samples, int], None],
-        block_samples: int = BLOCK_SAMPLES,
-        channels: int = 1,
-    ) -> None:
-        if self._pieces is None or self._form != (block_samples, channels):
-            self._form = block_samples, channels
-            blocks = read_blocks(self._path, loop=self._loop, channels=channels)
-            self._pieces = cut(blocks, block_samples)
+    def start(self, push: Push, profile: Profile = VOICE) -> None:
+        if self._pieces is None or self._profile != profile:
+            self._profile = profile
+            blocks = read_blocks(self._path, loop=self._loop, channels=profile.channels)
+            self._pieces = cut(blocks, profile.frame_samples)
         pieces = self._pieces
 
         def tick(now_ns: int) -> None:
@@ -277,7 +234,7 @@ class WavInput(AudioInput):
                 push(block, now_ns)
 
         scheduler = self._scheduler or asyncio.get_running_loop()
-        self._ticker = Ticker(tick, scheduler, block_samples * 1000 / SAMPLE_RATE_HZ)
+        self._ticker = Ticker(tick, scheduler, profile.frame_samples * 1000 / SAMPLE_RATE_HZ)
 
     async def finished(self) -> None:
         await self._ended.wait()
@@ -324,10 +281,10 @@ class WavOutput(AudioOutput):
         self._writing = True
         self._write(b"")
 
-    def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
-        if channels != 1:
-            self._begin_file(channels)
-        block = np.zeros(BLOCK_SAMPLES if channels == 1 else (BLOCK_SAMPLES, channels), np.float32)
+    def start(self, pull: Pull, profile: Profile = VOICE) -> None:
+        if profile.channels != 1:
+            self._begin_file(profile.channels)
+        block = np.zeros(profile.shape(BLOCK_SAMPLES), np.float32)
         self._scheduler = self._scheduler or asyncio.get_running_loop()
 
         def tick(now_ns: int) -> None:

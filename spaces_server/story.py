@@ -18,19 +18,17 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from protocol import frames
 from protocol.frames import Category, Outcome
 from protocol.link import Link
 from protocol.roles import Role
-from spaces_client.audio import AudioOutput
+from spaces_client.audio import BLOCK_SAMPLES, AudioInput, Samples
 from spaces_client.client import Ended, Notified, Reacted, Reconnected
 from spaces_client.live import LiveSpace, SpacesError, session
-from spaces_client.wav import Ticker
+from spaces_client.paced import Listen, Looped
 from spaces_server.child import Child, ChildError
 
-BLOCK = 960  # samples: 20 ms
 STARTUP_S = 20.0
 PATIENCE_S = 10.0
 RECONNECT_S = 40.0
@@ -45,56 +43,21 @@ class StoryError(Exception):
     """A step did not come out as it must."""
 
 
-class _Tone:
-    """A voice that can be measured: one tone, as a microphone would give it."""
-
-    def __init__(self, hz: float) -> None:
-        at = np.arange(48_000) / 48_000
-        self._second = (0.2 * np.sin(2 * np.pi * hz * at)).astype(np.float32)
-        self._at = 0
-        self._ticker: Ticker | None = None
-        self._over = asyncio.Event()
-
-    def start(
-        self,
-        push: Callable[[NDArray[np.float32], int], None],
-        block_samples: int = 960,
-        channels: int = 1,
-    ) -> None:
-        def tick(now_ns: int) -> None:
-            block = self._second[self._at : self._at + BLOCK]
-            self._at = (self._at + BLOCK) % 48_000
-            push(block, now_ns)
-
-        self._ticker = Ticker(tick, asyncio.get_running_loop())
-
-    def stop(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
-        self._over.set()
-
-    async def finished(self) -> None:
-        await self._over.wait()
+def _tone(hz: float) -> AudioInput:
+    """A voice that can be measured."""
+    at = np.arange(48_000) / 48_000
+    return Looped((0.2 * np.sin(2 * np.pi * hz * at)).astype(np.float32))
 
 
-class _Ear(AudioOutput):
+class _Ear(Listen):
     """Keeps what was heard last."""
 
     def __init__(self) -> None:
-        self._blocks: list[NDArray[np.float32]] = []
-        self._ticker: Ticker | None = None
+        super().__init__()
+        self._blocks: list[Samples] = []
 
-    def start(self, pull: Callable[[NDArray[np.float32], int], None], channels: int = 1) -> None:
-        def tick(now_ns: int) -> None:
-            out = np.zeros(BLOCK, np.float32)
-            pull(out, now_ns)
-            self._blocks = [*self._blocks[-49:], out]
-
-        self._ticker = Ticker(tick, asyncio.get_running_loop())
-
-    def stop(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
+    def taken(self) -> None:
+        self._blocks = [*self._blocks[-49:], self.out.copy()]
 
     def hears(self, hz: float) -> float:
         """How loud the tone is in the last second, 1 = as it was spoken."""
@@ -293,7 +256,7 @@ class _Story:
         for person in (ada, cleo):
             person.live.start_audio(None, person.ear)
         for person in (ben, dora):
-            person.live.start_audio(_Tone(TONES_HZ[person.handle]), person.ear)
+            person.live.start_audio(_tone(TONES_HZ[person.handle]), person.ear)
         await self._heard("speak", cleo, ben=True, dora=True)
         await ben.live.react(ben.live.reactions[1])
         await until(lambda: any(isinstance(e, Reacted) for e in cleo.told), "no reaction came")
@@ -350,7 +313,7 @@ class _Story:
         (report,) = [one async for one in ada.live.reports()]
         recording = await ada.live.evidence(report.id)
         must(len(recording) > 100, f"the evidence has {len(recording)} packets")
-        seconds = len(recording) * BLOCK / 48_000
+        seconds = len(recording) * BLOCK_SAMPLES / 48_000
         await ada.live.act(report.id, Outcome.BAN, "no shouting here")
         await until(lambda: ben.notices(frames.OutcomeNotice), "Ben was not told the outcome")
         outcome = ben.notices(frames.OutcomeNotice)[-1]

@@ -35,10 +35,10 @@ from spaces_client.commands.common import (
     explained,
 )
 from spaces_client.commands.finding import settings_of, settings_options, title_type
-from spaces_client.crowd import Listen
 from spaces_client.face import Face
 from spaces_client.home import Home
 from spaces_client.live import LiveSpace, SpacesError, session
+from spaces_client.paced import Listen
 from spaces_client.stats import described
 from spaces_client.voice import VoiceProcessor
 from spaces_client.wav import WavInput, WavOutput

@@ -1,5 +1,6 @@
 """The commands of `spaces` as a person meets them, against a real server."""
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -125,20 +126,34 @@ def host(link: object, folder: Path, name: str, *options: object) -> Command:
 # --- speaking and listening
 
 
-def test_a_listener_records_what_the_host_says(server: str, voice: Path, tmp_path: Path) -> None:
-    heard = tmp_path / "heard.wav"
+@contextlib.contextmanager
+def spoken(server: str, folder: Path, voice: Path, *options: object) -> Iterator[str]:
+    """Ada hosts a space and speaks from a file -> the link for listeners."""
     with host(
-        server, tmp_path, "Ada", "--input", voice, "--loop", "--output", tmp_path / "h.wav"
+        server, folder, "Ada", "--input", voice, "--loop", "--output", folder / "h.wav", *options
     ) as ada:
-        link = ada.line("listeners join with:").split("'")[1]
-        with person(
-            "join", link, tmp_path, "Bob", "--listen-only", "--output", heard, "--seconds", 3
-        ) as bob:
-            bob.line("speaking: Ada")
-            assert bob.end() == 0
-            assert not bob.err, "\n".join(bob.err)
+        yield ada.line("listeners join with:").split("'")[1]
         assert ada.end(signal.SIGINT) == 0
         assert ada.err == []
+
+
+def recorded(server: str, folder: Path, voice: Path, *options: object) -> Path:
+    """-> what Bob heard of Ada in three seconds."""
+    heard = folder / "heard.wav"
+    with (
+        spoken(server, folder, voice, *options) as link,
+        person(
+            "join", link, folder, "Bob", "--listen-only", "--output", heard, "--seconds", 3
+        ) as bob,
+    ):
+        bob.line("speaking: Ada")
+        assert bob.end() == 0
+        assert not bob.err, "\n".join(bob.err)
+    return heard
+
+
+def test_a_listener_records_what_the_host_says(server: str, voice: Path, tmp_path: Path) -> None:
+    heard = recorded(server, tmp_path, voice)
     recording, said = samples_of(heard), samples_of(voice)
     assert 2.9 <= len(recording) / SAMPLE_RATE_HZ <= 4
     middle = said[SAMPLE_RATE_HZ // 2 : SAMPLE_RATE_HZ * 3 // 2]
@@ -148,17 +163,13 @@ def test_a_listener_records_what_the_host_says(server: str, voice: Path, tmp_pat
 
 
 def test_stats_of_a_space(server: str, voice: Path, tmp_path: Path) -> None:
-    with host(
-        server, tmp_path, "Ada", "--input", voice, "--loop", "--output", tmp_path / "h.wav"
-    ) as ada:
-        link = ada.line("listeners join with:").split("'")[1]
+    with spoken(server, tmp_path, voice) as link:
         with person("stats", link, tmp_path, "Bob", "--seconds", 2.5, "--json") as bob:
             assert bob.end() == 0
             assert not bob.err, "\n".join(bob.err)
         with person("stats", link, tmp_path, "Bob", "--seconds", 2) as cleo:
             cleo.line("ms from mouth to ear")
             assert cleo.end() == 0
-        assert ada.end(signal.SIGINT) == 0
     found = [json.loads(line) for line in bob.out]
     assert len(found) == 3
     stats = found[-1]
@@ -170,19 +181,7 @@ def test_stats_of_a_space(server: str, voice: Path, tmp_path: Path) -> None:
 
 
 def test_a_space_of_low_delay(server: str, voice: Path, tmp_path: Path) -> None:
-    heard = tmp_path / "heard.wav"
-    with host(
-        server, tmp_path, "Ada", "--low-delay", "--input", voice, "--loop",
-        "--output", tmp_path / "h.wav",
-    ) as ada:  # fmt: skip
-        link = ada.line("listeners join with:").split("'")[1]
-        with person(
-            "join", link, tmp_path, "Bob", "--listen-only", "--output", heard, "--seconds", 3
-        ) as bob:
-            bob.line("speaking: Ada")
-            assert bob.end() == 0
-            assert not bob.err, "\n".join(bob.err)
-        assert ada.end(signal.SIGINT) == 0
+    heard = recorded(server, tmp_path, voice, "--low-delay")
     said = samples_of(voice)
     middle = said[SAMPLE_RATE_HZ // 2 : SAMPLE_RATE_HZ * 3 // 2]
     assert likeness(samples_of(heard), middle) > 0.6
@@ -190,7 +189,7 @@ def test_a_space_of_low_delay(server: str, voice: Path, tmp_path: Path) -> None:
 
 def test_a_space_for_music_is_in_stereo(server: str, tmp_path: Path) -> None:
     """Two tones, one on each side, stay apart from file to file."""
-    said, heard = tmp_path / "music.wav", tmp_path / "heard.wav"
+    said = tmp_path / "music.wav"
     at = np.arange(3 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
     sides = [0.3 * np.sin(2 * np.pi * hz * at) for hz in (400, 1_000)]
     with wave.open(str(said), "wb") as file:
@@ -198,19 +197,7 @@ def test_a_space_for_music_is_in_stereo(server: str, tmp_path: Path) -> None:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE_HZ)
         file.writeframes(to_pcm16(np.stack(sides, axis=1).astype(np.float32)).tobytes())
-    with host(
-        server, tmp_path, "Ada", "--profile", "music", "--input", said, "--loop",
-        "--output", tmp_path / "h.wav",
-    ) as ada:  # fmt: skip
-        link = ada.line("listeners join with:").split("'")[1]
-        with person(
-            "join", link, tmp_path, "Bob", "--listen-only", "--output", heard, "--seconds", 3
-        ) as bob:
-            bob.line("speaking: Ada")
-            assert bob.end() == 0
-            assert not bob.err, "\n".join(bob.err)
-        assert ada.end(signal.SIGINT) == 0
-        assert ada.err == []
+    heard = recorded(server, tmp_path, said, "--profile", "music")
     blocks = np.concatenate(list(read_blocks(heard, channels=2)))
     end = blocks[-SAMPLE_RATE_HZ:]
     spectrum = np.abs(np.fft.rfft(end * np.hanning(len(end))[:, None], axis=0))

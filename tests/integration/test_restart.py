@@ -4,21 +4,20 @@ their place by themselves, and is heard again."""
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from protocol.frames import ErrorCode
 from protocol.keyfile import load_key
 from protocol.link import Link
 from protocol.roles import Role
 from spaces_client import client as c
-from spaces_client.audio import BLOCK_SAMPLES
+from spaces_client.audio import AudioInput
 from spaces_client.live import LiveSpace, SpacesError, connect, host, session
-from spaces_client.wav import Ticker
+from spaces_client.paced import Looped
 from tests.integration.processes import PATIENCE_S, ServerCommand
 from tests.integration.test_live import happens, registered, until
 
@@ -26,28 +25,9 @@ ADA, BEN, CYD, DAN, EVE, FAY, KIT, LOU = (bytes([n]) * 32 for n in range(3, 11))
 BACK_S = 20.0  # whoever asks nothing notices after 15 s of silence at the latest
 
 
-class Hum:
+def hum() -> AudioInput:
     """A microphone that hears a tone."""
-
-    def __init__(self) -> None:
-        at = np.arange(BLOCK_SAMPLES) / 48_000
-        self._block = (0.2 * np.sin(2 * np.pi * 400 * at)).astype(np.float32)  # whole periods
-        self._ticker: Ticker | None = None
-
-    def start(
-        self,
-        push: Callable[[NDArray[np.float32], int], None],
-        block_samples: int = 960,
-        channels: int = 1,
-    ) -> None:
-        self._ticker = Ticker(lambda ns: push(self._block, ns), asyncio.get_running_loop())
-
-    def stop(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
-
-    async def finished(self) -> None:
-        await asyncio.Event().wait()  # never
+    return Looped((0.2 * np.sin(2 * np.pi * 400 * np.arange(48_000) / 48_000)).astype(np.float32))
 
 
 async def heard(*spaces: LiveSpace) -> None:
@@ -119,7 +99,7 @@ async def test_everything_is_as_it_was(tmp_path: Path, how: int) -> None:
         await ada.block("fay")
         await operator.ban("eve", "enough")
         await asyncio.gather(happens(dan, c.Removed), happens(eve, c.Disconnected))
-        cyd.start_audio(Hum())
+        cyd.start_audio(hum())
         await heard(ada, ben, kit, gus)
         first.end(how)
         servers.enter_context(await again(tmp_path, link))

@@ -526,6 +526,12 @@ async def test_speakers_thread_drains_the_loop() -> None:
     assert speakers.ring.overrun_samples == 0
 
 
+@pytest.mark.usefixtures("pretend_devices")
+async def test_the_tone_that_tells_whether_speakers_work() -> None:
+    result = await asyncio.wait_for(devices.play_tone(seconds=0.1), 10)
+    assert result.played_ms == 100
+
+
 def test_a_device_is_chosen_by_index_or_name() -> None:
     names = ["Built-in Audio", "USB Headset", "USB Headset Pro"]
     all_devices = [

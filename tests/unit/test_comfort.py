@@ -1,11 +1,10 @@
 """Comfort noise: quiet, only in silences after sound, and without a step."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
-from spaces_client.audio import AudioOutput, Samples
+from protocol.profile import VOICE, Profile
+from spaces_client.audio import AudioOutput, Pull, Samples
 from spaces_client.comfort import FADE_IN_SAMPLES, LEVEL_DBFS, ComfortNoise
 
 BLOCK = 480
@@ -16,16 +15,16 @@ class Sink(AudioOutput):
     """Takes what is played, block by block."""
 
     def __init__(self) -> None:
-        self.pull: Callable[[Samples, int], None] | None = None
-        self.channels = 0
+        self.pull: Pull | None = None
+        self.profile = VOICE
 
     @property
     def delay_ms(self) -> float:
         return 7.0
 
-    def start(self, pull: Callable[[Samples, int], None], channels: int = 1) -> None:
+    def start(self, pull: Pull, profile: Profile = VOICE) -> None:
         self.pull = pull
-        self.channels = channels
+        self.profile = profile
 
     def stop(self) -> None:
         self.pull = None
@@ -93,8 +92,8 @@ def test_the_pauses_of_music_stay_silent() -> None:
     def pull(out: Samples, now_ns: int) -> None:
         out[:] = 0.1 if not now_ns else 0
 
-    ComfortNoise(sink).start(pull, 2)
-    assert sink.channels == 2
+    ComfortNoise(sink).start(pull, Profile(music=True))
+    assert sink.profile.music
     assert sink.pull is not None
     out = np.full((SECOND, BLOCK, 2), 7, np.float32)
     for number, block in enumerate(out):
