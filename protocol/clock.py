@@ -2,7 +2,7 @@
 
 Audio timestamps begin anywhere, so they say of two moments only how far apart they are.  A speaker
 who knows the server's clock tells how theirs lies on it; then whoever knows it as well can say how
-long ago a sound was made (SPEC.md, section 12.12).
+long ago a sound was made (SPEC.md, section 12.13).
 """
 
 from typing import Final

@@ -8,7 +8,8 @@ A control datagram's plaintext is a row of chunks, each `kind u8 | length u16 | 
     PING   token, 8 bytes: answer this
     PONG   token, 8 bytes | status u32: the number of the newest update of the peer's feed
     CLOSE  code u16 | text, UTF-8: the session is over
-    REPORT expected u16 | lost u16 | bursts u16: how many media datagrams came lately, or did not
+    REPORT expected u16 | lost u16 | bursts u16 | queue u16: how many media datagrams came lately,
+           or did not, and how many ms all of them had to wait
     PAD    zeros
 
 Unknown chunks are skipped.  The order of checks is always the same: open, *then* the replay
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
+from protocol.congestion import QUEUE_MS, QueueDelay
 from protocol.packets import (
     HEADER_BYTES,
     MAX_PLAINTEXT_BYTES,
@@ -50,13 +52,13 @@ TOKEN_BYTES = 8
 MAX_CLOSE_TEXT_BYTES = 200
 MAX_QUEUED_PONGS = 4
 REPORT_NS = 1_000 * MS  # between two reports
-REPORTS_AFTER_LOSS = 60  # for the sender to see that nothing is lost any more
+REPORTS_AFTER_LOSS = 60  # or a queue: for the sender to see that it is over
 
 _CHUNK = struct.Struct(">BH")
 _PONG = struct.Struct(f">{TOKEN_BYTES}sI")
 _PONG_CHUNK = struct.Struct(f">BH{TOKEN_BYTES}sI")
 _CODE = struct.Struct(">H")
-_REPORT = struct.Struct(">HHH")
+_REPORT = struct.Struct(">HHHH")
 
 
 class Chunk(IntEnum):
@@ -169,6 +171,7 @@ class Connection:
         "_ping_token",
         "_pinged_ns",
         "_pongs",
+        "_queue",
         "_report",
         "_report_ns",
         "_reports_left",
@@ -215,6 +218,7 @@ class Connection:
         self._ping_pad_bytes = 0
         self._pongs: tuple[bytes, ...] = ()  # the tokens of pings not answered yet
         self._meter: LossMeter | None = None  # of what comes by the media chain
+        self._queue: QueueDelay | None = None  # and how late it is
         self._report = b""  # to be sent
         self._report_ns = now_ns
         self._reports_left = 0
@@ -277,22 +281,29 @@ class Connection:
         return events
 
     def _measure(self, counter: int, now_ns: int) -> None:
-        """Counts a media datagram; a report is due each second while any are lost, and for a
-        while after."""
-        if self._meter is None:
+        """Counts a media datagram; a report is due each second while any are lost or all are
+        late, and for a while after."""
+        if self._meter is None or self._queue is None:
             self._meter = LossMeter(counter)
+            self._queue = QueueDelay()
             self._report_ns = now_ns + REPORT_NS
             return
         self._meter.count(counter)
         if now_ns < self._report_ns:
             return
         self._report_ns = now_ns + REPORT_NS
-        losses = self._meter.take()
-        if losses.lost:
+        losses = self._meter.take()._replace(queue_ms=self._queue.take_ms())
+        if losses.lost or losses.queue_ms >= QUEUE_MS:
             self._reports_left = REPORTS_AFTER_LOSS
         if self._reports_left:
             self._reports_left -= 1
             self._report = _REPORT.pack(*(min(count, 0xFFFF) for count in losses))
+
+    def media_was_late(self, late_ns: int) -> None:
+        """Tells how late the last media datagram was, against the quickest of the last seconds:
+        whoever opens it knows its timestamp."""
+        if self._queue is not None:
+            self._queue.record(late_ns)
 
     @property
     def reporting(self) -> bool:

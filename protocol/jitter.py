@@ -281,6 +281,11 @@ class JitterBuffer:
         """Whether packets are held that are still to be played."""
         return bool(self._packets)
 
+    @property
+    def late_ns(self) -> int:
+        """The relative delay of the last packet."""
+        return self._path.latest_ns
+
     # -- packets in
 
     def insert(

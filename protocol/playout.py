@@ -122,6 +122,11 @@ class Playout:
         return self.sounding or self._jitter.waiting
 
     @property
+    def late_ns(self) -> int:
+        """How much later the last packet came than the quickest of the last seconds would have."""
+        return self._jitter.late_ns
+
+    @property
     def stats(self) -> JitterStats:
         return self._jitter.stats
 

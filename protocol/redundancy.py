@@ -1,7 +1,7 @@
 """Earlier frames sent again, where frames are lost: counted, reported, answered.
 
     receiver    LossMeter: what is missing in a numbered stream -> Losses, each second
-    sender      Redundancy: what was reported lately -> how far back to reach
+    sender      Redundancy: what was reported lately -> a Remedy: how far back to reach, and more
                 History: the last frames -> their copies for the newest one's packet
                 Repeater: both, of a speaker, who has one receiver
 
@@ -14,6 +14,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
+from protocol.congestion import Congestion
+from protocol.opus import Encoder
 from protocol.packets import (
     CAPTURE_UNIT_SAMPLES,
     AudioFlag,
@@ -30,11 +32,12 @@ _ALL: Final = (1 << WINDOW) - 1
 
 
 class Losses(NamedTuple):
-    """Of so many datagrams, so many were lost, in so many runs."""
+    """Of so many datagrams, so many were lost, in so many runs; queue_ms: see congestion.py."""
 
     expected: int
     lost: int
     bursts: int
+    queue_ms: int = 0
 
 
 class LossMeter:
@@ -84,10 +87,35 @@ DEEPEST: Final = 6  # frames back
 # How many copies, from which loss on (a share of 1).
 COPIES_FROM: Final = 0.004, 0.02, 0.1
 FEC_FROM: Final = 0.02  # a share of 1
+FEC_STEP_PERCENT: Final = 5  # what an encoder is to expect changes by so much
+MOST_FEC_PERCENT: Final = 30
 UP: Final = 0.25  # the weight of a report that is worse than those before it,
 DOWN: Final = 0.06  # and of one that is better: copies stay for half a minute
 BURST_MEMORY: Final = 0.97  # what is left of the bursts of a report at the next one
 BURST_REACH: Final = 4  # frames back for each frame that bursts are longer than one
+
+
+class Remedy(NamedTuple):
+    """What a sender does about a path.
+
+    copies: which earlier frames each packet carries again, counted back from its own.
+    expected_loss_percent: what the encoder is to expect, in-band FEC included; 0 where copies do
+    alone, because FEC takes from what frames sound like when they are not lost.  half_rate: the
+    path is congested.
+    """
+
+    copies: tuple[int, ...] = NO_COPIES
+    expected_loss_percent: int = 0
+    half_rate: bool = False
+
+    def apply(self, encoder: Encoder, bitrate: int) -> None:
+        """bitrate: of the encoder, where nothing is wrong."""
+        encoder.bitrate = bitrate // 2 if self.half_rate else bitrate
+        encoder.fec = self.expected_loss_percent > 0
+        encoder.expected_loss_percent = self.expected_loss_percent
+
+
+NO_REMEDY: Final = Remedy()
 
 
 class Redundancy:
@@ -97,13 +125,15 @@ class Redundancy:
     waits for them that long.  How many there are on the way is a matter of how much is lost.
     """
 
-    __slots__ = ("_bursts", "_lost", "loss")
+    __slots__ = ("_bursts", "_congestion", "_lost", "loss")
 
     def __init__(self) -> None:
+        self._congestion = Congestion()
         self.loss = 0.0  # a share of 1
         self._lost = self._bursts = 1.0  # as if there had been one that was as short as can be
 
     def report(self, losses: Losses) -> None:
+        self._congestion.report(losses.queue_ms)
         loss = losses.lost / max(1, losses.expected)
         self.loss += (loss - self.loss) * (UP if loss > self.loss else DOWN)
         if losses.bursts:
@@ -113,8 +143,13 @@ class Redundancy:
             self._bursts *= BURST_MEMORY
 
     @property
-    def offsets(self) -> tuple[int, ...]:
-        """Which earlier frames each packet is to carry again, counted back from its own."""
+    def remedy(self) -> Remedy:
+        """Copies would make a queue longer, so there are none where it is what loses packets."""
+        congested = self._congestion.congested
+        copies = NO_COPIES if congested else self._copies()
+        return Remedy(copies, self._expected_loss_percent(), congested)
+
+    def _copies(self) -> tuple[int, ...]:
         count = sum(self.loss >= least for least in COPIES_FROM)
         if not count:
             return NO_COPIES
@@ -122,11 +157,11 @@ class Redundancy:
         reach = min(max(reach, count), DEEPEST)
         return tuple(reach * (n + 1) // count for n in range(count))
 
-    @property
-    def expected_loss_percent(self) -> int:
-        """What an encoder is to expect, in-band FEC included: 0 where copies do alone, because FEC
-        takes from what frames sound like when they are not lost."""
-        return min(round(100 * self.loss), 30) if self.loss >= FEC_FROM else 0
+    def _expected_loss_percent(self) -> int:
+        if self.loss < FEC_FROM:
+            return 0
+        steps = max(1, round(100 * self.loss / FEC_STEP_PERCENT))
+        return min(steps * FEC_STEP_PERCENT, MOST_FEC_PERCENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,4 +215,4 @@ class Repeater:
     def repeat(self, audio: UplinkAudio) -> UplinkAudio:
         """The next packet, with the copies that it is to carry."""
         self._history.add(audio)
-        return replace(audio, copies=self._history.copies(self.redundancy.offsets))
+        return replace(audio, copies=self._history.copies(self.redundancy.remedy.copies))

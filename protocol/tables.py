@@ -80,7 +80,7 @@ CHUNKS: Final = {
     Chunk.PING: "`token` 8 bytes",
     Chunk.PONG: "`token` 8 bytes, `status` u32",
     Chunk.CLOSE: "`code` u16, `text` UTF-8",
-    Chunk.REPORT: "`expected` u16, `lost` u16, `bursts` u16",
+    Chunk.REPORT: "`expected` u16, `lost` u16, `bursts` u16, `queue` u16",
 }
 
 # Every constant a peer has to know, module by module, in the order of declaration.
@@ -149,7 +149,7 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "TOKEN_BYTES": "token of PING and PONG",
         "MAX_CLOSE_TEXT_BYTES": "text of a CLOSE",
         "REPORT_NS": "between two REPORTs",
-        "REPORTS_AFTER_LOSS": "REPORTs after the last one that told of a loss",
+        "REPORTS_AFTER_LOSS": "REPORTs after the last one that told of a loss or a queue",
         "MAX_QUEUED_PONGS": "unanswered PINGs that are remembered; the oldest is forgotten",
     },
     frames: {

@@ -47,7 +47,7 @@ from protocol.packets import (
 )
 from protocol.playout import Playout
 from protocol.profile import VOICE, Profile, profile_of
-from protocol.redundancy import Repeater
+from protocol.redundancy import NO_REMEDY, Repeater
 from protocol.reliable import ChannelFull
 from spaces_client import AGENT
 from spaces_client.audio import with_channels
@@ -362,7 +362,7 @@ class Client:
         self.received = Received()
         self.playout = Playout(self.profile.channels, complexity=DECODER_COMPLEXITY)
         self._repeater = Repeater()
-        self._talker.expect_loss(0)
+        self._talker.remedy = NO_REMEDY
         self.clock = ServerClock()
         self._clock_due_ns = self._clock_id = 0
         self._connected_ns = now_ns
@@ -471,7 +471,7 @@ class Client:
                         self.view.newest = max(self.view.newest, status)
                 case Reported(losses):
                     self._repeater.redundancy.report(losses)
-                    self._talker.expect_loss(self._repeater.redundancy.expected_loss_percent)
+                    self._talker.remedy = self._repeater.redundancy.remedy
                 case session.Closed():
                     events += self._over(event, now_ns)
         self._catch_up(now_ns)
@@ -500,6 +500,8 @@ class Client:
             return []  # of a space that was left
         last = bool(audio.flags & AudioFlag.LAST)
         self.playout.take(audio, now_ns)
+        if self._connection is not None:
+            self._connection.media_was_late(self.playout.late_ns)
         if self.measuring:
             self.ears.came(audio)
         self.levels = {a.seat: a.level for a in audio.audible}
@@ -613,6 +615,7 @@ class Client:
         self.profile = profile
         self.playout = Playout(profile.channels, complexity=DECODER_COMPLEXITY)
         self._talker = self._new_talker(self._talker.timestamp)
+        self._talker.remedy = self._repeater.redundancy.remedy
 
     def _out_of_space(self) -> None:
         self.view = SpaceView()

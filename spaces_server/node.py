@@ -456,8 +456,10 @@ class Node:
             self.dropped["audio faster than it can be played"] += 1
         elif not self.mixer.receive(seat.room.mix, seat.member, audio, came_ns):
             self.dropped["audio of one who may not speak"] += 1
-        elif self._records:
-            seat.room.recorder.take(seat.member, audio.timestamp, audio.opus, came_ns)
+        else:
+            seat.session.connection.media_was_late(seat.room.mix.sources[seat.member].late_ns)
+            if self._records:
+                seat.room.recorder.take(seat.member, audio.timestamp, audio.opus, came_ns)
 
     def _receive_event(self, session: Session, event: Event, now_ns: int) -> None:
         match event:
@@ -475,17 +477,17 @@ class Node:
                 pass
 
     def _receive_report(self, session: Session, losses: Losses) -> None:
-        """Who loses much gets earlier frames again."""
+        """Who loses much gets earlier frames again, who has a narrow path gets less."""
         seat = self._seats.get(session.index)
         if seat is None:
             return
         if seat.redundancy is None:
             seat.redundancy = Redundancy()
-        before = seat.redundancy.offsets
+        before = seat.redundancy.remedy
         seat.redundancy.report(losses)
-        offsets = seat.redundancy.offsets
-        if offsets != before:
-            seat.room.mix.plan.set_copies(seat.member, offsets)
+        remedy = seat.redundancy.remedy
+        if remedy != before:
+            seat.room.mix.plan.set_remedy(seat.member, remedy)
 
     def _recording(self, place: Place) -> list[tuple[int, bytes]]:
         return self._rooms[place.space].recorder.recording(place.member, self._now_ns)

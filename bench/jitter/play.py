@@ -10,6 +10,7 @@ from bench.jitter.receivers import Fixed, Heard, Ours, Receiver, Samples
 from bench.jitter.sender import Sender
 from bench.jitter.speex import Speex
 from bench.jitter.traces import Trace
+from protocol.congestion import QueueDelay
 from protocol.packets import UplinkAudio
 from protocol.redundancy import Losses, LossMeter
 
@@ -40,7 +41,7 @@ def play(trace: Trace, spoken: Samples, name: str) -> tuple[Heard, Samples]:
     receiver = setup.receiver(trace)
     pull_ms = receiver.pull_samples / 48
     arrivals: list[tuple[float, int, UplinkAudio]] = []  # a heap
-    meter = LossMeter(-1)
+    meter, queue = LossMeter(-1), QueueDelay()
     reports: list[tuple[float, Losses]] = []
     report_ms = REPORT_MS
     heard: list[Samples] = []
@@ -61,9 +62,11 @@ def play(trace: Trace, spoken: Samples, name: str) -> tuple[Heard, Samples]:
             arrive_ms, number, audio = heappop(arrivals)
             meter.count(number)
             receiver.receive(trace.packets[number], audio, arrive_ms)
+            queue.record(receiver.late_ns)
             if arrive_ms >= report_ms:
                 report_ms = arrive_ms + REPORT_MS
-                reports.append((arrive_ms + trace.least_ms, meter.take()))
+                losses = meter.take()._replace(queue_ms=queue.take_ms())
+                reports.append((arrive_ms + trace.least_ms, losses))
         out = np.zeros(receiver.pull_samples, np.float32)
         receiver.pull(out, now_ms)
         heard.append(out)

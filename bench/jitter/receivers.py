@@ -35,11 +35,15 @@ class Heard:
 
 class Receiver(Protocol):
     """wait_ms: from when the path's quickest packet comes to the next pull.  Sound cards and
-    networks have nothing to do with each other: on average it is half a pull."""
+    networks have nothing to do with each other: on average it is half a pull.  late_ns: of the
+    last packet, for a report of a queue."""
 
     pull_samples: int
     wait_ms: float
     heard: Heard
+
+    @property
+    def late_ns(self) -> int: ...
 
     def receive(self, packet: Sent, audio: UplinkAudio, now_ms: float) -> None: ...
 
@@ -57,6 +61,10 @@ class Ours:
         self._playout = Playout()
         self._due_ms = {p.number: p.send_ms + trace.least_ms for p in trace.packets}
         self._concealed = 0
+
+    @property
+    def late_ns(self) -> int:
+        return self._playout.late_ns
 
     def receive(self, packet: Sent, audio: UplinkAudio, now_ms: float) -> None:
         self._playout.take(audio, round(now_ms * MS))
@@ -80,6 +88,7 @@ class Framewise:
 
     pull_samples = BLOCK_SAMPLES
     wait_ms = BLOCK_MS / 2
+    late_ns = 0  # it reports none
 
     def __init__(self, trace: Trace) -> None:
         self.heard = Heard()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from bench.jitter.traces import Sent, Trace
 from protocol.opus import Encoder
 from protocol.packets import AudioFlag, UplinkAudio
-from protocol.redundancy import Losses, Repeater
+from protocol.redundancy import NO_REMEDY, Losses, Remedy, Repeater
 from spaces_client.audio import BLOCK_SAMPLES
 from spaces_client.crowd import voice_files
 from spaces_client.synth import synthesise_voice
@@ -18,7 +18,7 @@ from spaces_client.wav import read_blocks
 Samples = NDArray[np.float32]
 
 BITRATE, COMPLEXITY = 32_000, 10
-FEC_LOSS_PERCENT = 10  # what the encoder is told to expect while FEC is on
+ALWAYS_FEC = Remedy(expected_loss_percent=10)
 
 
 @cache
@@ -51,22 +51,19 @@ class Sender:
         self._encoder = Encoder(bitrate=BITRATE, complexity=COMPLEXITY)
         self._by_report, self._copies = by_report, copies
         self._repeater = Repeater()
-        self._expect(0 if by_report else FEC_LOSS_PERCENT)
+        self._follow(NO_REMEDY if by_report else ALWAYS_FEC)
 
-    def _expect(self, loss_percent: int) -> None:
-        self._encoder.fec = loss_percent > 0
-        self._encoder.expected_loss_percent = loss_percent
+    def _follow(self, remedy: Remedy) -> None:
+        remedy.apply(self._encoder, BITRATE)
 
     def report(self, losses: Losses) -> None:
         """The receiver says what it has lost lately."""
-        redundancy = self._repeater.redundancy
-        redundancy.report(losses)
-        if not self._by_report:
-            return
+        self._repeater.redundancy.report(losses)
+        remedy = self._repeater.redundancy.remedy
         if self._copies:
-            self._expect(redundancy.expected_loss_percent)
-        else:
-            self._expect(FEC_LOSS_PERCENT if redundancy.offsets else 0)
+            self._follow(remedy)
+        elif self._by_report:
+            self._follow(ALWAYS_FEC if remedy.copies else NO_REMEDY)
 
     def send(self, packet: Sent) -> UplinkAudio:
         if packet.first:

@@ -26,7 +26,7 @@ import numpy as np
 from protocol.connection import MS
 from protocol.opus import Encoder
 from protocol.packets import DownlinkAudio, Kind, gather
-from protocol.redundancy import NO_COPIES, History
+from protocol.redundancy import NO_REMEDY, History, Remedy
 from spaces_server.mixer.crowd import (
     EVERY_TICK,
     FRAME_MS,
@@ -44,6 +44,7 @@ HOLD_NS = 2_000 * MS
 QUIET_PEAK = 10 ** (-50 / 20)  # -50 dBFS: what changes below it is not heard
 
 Recipe = tuple[tuple[int, float], ...]  # (member id of a source, gain > 0), in the plan's order
+Hearing = tuple[Recipe, bool]  # and whether at half the rate
 Job = tuple[Kind, bytes, Rows]  # a datagram's kind and plaintext, and who gets it
 
 
@@ -54,12 +55,16 @@ class MixClass:
     rows: by the turns at which they get it.  packets: the newest MAX_FRAMES plaintexts, each with
     the number of its tick.  newest: the last of them, unpacked.  history: its frame, and those
     before it.  live: a talkspurt is under way, so the members' decoders follow this encoder.
+    bitrate: of the encoder, where no path is congested.  remedy: what it does about the members'
+    paths, but for the copies, which are a matter of turns.
     peak: of the last mix, as Limiter.limit gives it.  held_since_ns: since when another class has
     had the same recipe.
     """
 
     encoder: Encoder
+    bitrate: int
     recipe: Recipe = ()
+    remedy: Remedy = NO_REMEDY
     rows: defaultdict[Turn, RowSet] = field(default_factory=lambda: defaultdict(RowSet))
     packets: tuple[tuple[int, bytes], ...] = ()
     newest: DownlinkAudio | None = None
@@ -72,6 +77,8 @@ class MixClass:
     def fork(self) -> "MixClass":
         return MixClass(
             self.encoder.fork(),
+            self.bitrate,
+            remedy=self.remedy,
             packets=self.packets,
             newest=self.newest,
             history=self.history.fork(),
@@ -82,6 +89,15 @@ class MixClass:
     def __len__(self) -> int:
         """How many members it has."""
         return sum(map(len, self.rows.values()))
+
+    @property
+    def hears(self) -> Hearing:
+        return self.recipe, self.remedy.half_rate
+
+    def follow(self, remedy: Remedy) -> None:
+        if remedy != self.remedy:
+            self.remedy = remedy
+            remedy.apply(self.encoder, self.bitrate)
 
     def give(self, tick: int, audio: DownlinkAudio) -> None:
         self.history.add(audio)
@@ -103,13 +119,14 @@ class MixClass:
 
 @dataclass(slots=True)
 class _Hearer:
-    """A member.  row: in the egress.  packet_ms: the most that it takes in one datagram.  copies:
-    see Turn; who needs them gets every packet at once.  turn: the one it has in its class now."""
+    """A member.  row: in the egress.  packet_ms: the most that it takes in one datagram.  remedy:
+    for its path; who needs copies gets every packet at once.  turn: the one it has in its class
+    now."""
 
     row: int
     packet_ms: int
     on_stage: bool = False
-    copies: tuple[int, ...] = NO_COPIES
+    remedy: Remedy = NO_REMEDY
     turn: Turn = EVERY_TICK
 
 
@@ -129,6 +146,7 @@ class Plan:
         self._hearers: dict[int, _Hearer] = {}
         self._on_stage = 0  # how many of them
         self._gains: dict[int, dict[int, float]] = {}  # hearer -> source -> gain, where not 1
+        self._troubled: set[int] = set()  # members for whose paths an encoder can do something
         self._class_of: dict[int, MixClass | None] = {}  # all who are not in the audience's
         self._tick = -1  # the last that was given out
         self._waiting: dict[Turn, list[int]] = {}  # for their turn, members
@@ -136,7 +154,7 @@ class Plan:
 
     def add_member(self, member: int, row: int, packet_ms: int = FRAME_MS) -> None:
         self._hearers[member] = hearer = _Hearer(row, packet_ms)
-        self.changed |= not len(self._audience)
+        self.changed |= not len(self._audience) or self._audience.remedy != NO_REMEDY
         self._enter(member, hearer, self._audience)
         self._follow_crowd()
 
@@ -147,6 +165,7 @@ class Plan:
         if mix_class is not None:
             mix_class.rows[hearer.turn].remove(hearer.row)
         self._gains.pop(member, None)
+        self._troubled.discard(member)
         self._on_stage -= hearer.on_stage
         self.changed |= apart or not len(self._audience)
         self._follow_crowd()
@@ -159,10 +178,17 @@ class Plan:
         self._take_turn(member, hearer)
         self._follow_crowd()
 
-    def set_copies(self, member: int, offsets: tuple[int, ...]) -> None:
-        """Which earlier frames each packet for `member` carries once more."""
+    def set_remedy(self, member: int, remedy: Remedy) -> None:
+        """What is done about the path to `member`: copies for them alone, half the rate in a class
+        of those who need it, in-band FEC where all of a class lose much."""
         hearer = self._hearers[member]
-        hearer.copies = offsets
+        before, hearer.remedy = hearer.remedy, remedy
+        self.changed |= before.half_rate != remedy.half_rate
+        self.changed |= before.expected_loss_percent != remedy.expected_loss_percent
+        if remedy.half_rate or remedy.expected_loss_percent:
+            self._troubled.add(member)
+        else:
+            self._troubled.discard(member)
         self._take_turn(member, hearer)
 
     def set_gain(self, hearer: int, source: int, gain: float) -> None:
@@ -193,48 +219,75 @@ class Plan:
         moved = self._buckets(everything)
         self._audience.recipe = everything
         taken = [self._audience]
-        for (recipe, before), members in moved:
-            mix_class = self._choose(recipe, before, taken) if recipe else None
-            if mix_class is not None and mix_class is not self._audience:
-                mix_class.recipe = recipe
+        for (hearing, before), members in moved:
+            mix_class = self._choose(hearing, before, taken) if hearing[0] else None
+            forked = before is not None and mix_class is not None and mix_class not in taken
+            if mix_class is not None and mix_class not in taken:
+                mix_class.recipe = hearing[0]
+                mix_class.follow(mix_class.remedy._replace(half_rate=hearing[1]))
                 taken.append(mix_class)
-            forked = before is not None and mix_class is not None
             for member in members:
                 self._move(member, mix_class, forked=forked)
         self.classes = [c for c in dict.fromkeys(taken) if c.recipe and len(c)]
         if not len(self._audience):
             self._audience.live = False
+        self._expect_losses()
         self._hold(now_ns)
 
     def _buckets(
         self, everything: Recipe
-    ) -> list[tuple[tuple[Recipe, MixClass | None], list[int]]]:
+    ) -> list[tuple[tuple[Hearing, MixClass | None], list[int]]]:
         """All members who are to be, or were, outside the audience's class, by what they hear
         now and the live class they come from; the largest group of each class comes first."""
-        buckets: dict[tuple[Recipe, MixClass | None], list[int]] = {}
-        for member in sorted(self._gains.keys() | self._class_of.keys()):
+        buckets: dict[tuple[Hearing, MixClass | None], list[int]] = {}
+        for member in sorted(self._gains.keys() | self._class_of.keys() | self._troubled):
             if member not in self._hearers:
                 continue
             gains = self._gains.get(member, {})
             recipe = tuple((s, g) for s, _ in everything if (g := gains.get(s, 1.0)) > 0.0)
             before = self._class_of.get(member, self._audience)
-            if before is self._audience and recipe == everything:
+            half_rate = self._hearers[member].remedy.half_rate
+            if before is self._audience and recipe == everything and not half_rate:
                 continue
             live = before if before is not None and before.live else None
-            buckets.setdefault((recipe, live), []).append(member)
+            buckets.setdefault(((recipe, half_rate), live), []).append(member)
         return sorted(buckets.items(), key=lambda item: -len(item[1]))
 
-    def _choose(self, recipe: Recipe, before: MixClass | None, taken: list[MixClass]) -> MixClass:
+    def _choose(self, hearing: Hearing, before: MixClass | None, taken: list[MixClass]) -> MixClass:
         """The class for a group: its own if no larger group has it, a fork of it otherwise; a
         group that heard nothing joins whoever hears the same (the audience first), or starts
-        afresh."""
-        if before is not None:
-            return before.fork() if before in taken else before
-        same = [c for c in taken if c.recipe == recipe and c.held_since_ns is None]
-        return same[0] if same else self._new_class()
+        afresh.
+
+        Paths become narrow one after the other, and wide again, in numbers.  So that this does not
+        make as many classes, forks for the rate alone wait until none is held."""
+        if before is not None and before not in taken:
+            return before
+        same = next((c for c in taken if c.hears == hearing and c.held_since_ns is None), None)
+        if before is None:
+            return same or self._new_class()
+        other_rate = before.remedy.half_rate != hearing[1]
+        if (
+            same is not None
+            and other_rate
+            and any(c.held_since_ns is not None for c in self.classes)
+        ):
+            return same
+        return before.fork()
 
     def _new_class(self) -> MixClass:
-        return MixClass(self._new_encoder(), limiter=Limiter(self._channels))
+        encoder = self._new_encoder()
+        return MixClass(encoder, encoder.bitrate, limiter=Limiter(self._channels))
+
+    def _expect_losses(self) -> None:
+        """In-band FEC takes from all who share an encoder, so none of them must do without loss."""
+        expected: defaultdict[MixClass | None, list[int]] = defaultdict(list)
+        for member in self._troubled:
+            mix_class = self._class_of.get(member, self._audience)
+            expected[mix_class].append(self._hearers[member].remedy.expected_loss_percent)
+        for mix_class in self.classes:
+            percents = expected[mix_class]
+            percent = min(percents) if percents and len(percents) == len(mix_class) else 0
+            mix_class.follow(mix_class.remedy._replace(expected_loss_percent=percent))
 
     def _move(self, member: int, to: MixClass | None, *, forked: bool) -> None:
         """forked: `to` goes on from the class that the member is in, with what was gathered."""
@@ -297,9 +350,10 @@ class Plan:
                 self._take_turn(member, hearer)
 
     def _turn_for(self, hearer: _Hearer) -> Turn:
-        if hearer.copies:
-            return Turn(1, 0, hearer.copies)
-        if not self._crowded or hearer.on_stage:
+        """Fewer, longer datagrams are less to send: they are for crowds, and for narrow paths."""
+        if hearer.remedy.copies:
+            return Turn(1, 0, hearer.remedy.copies)
+        if hearer.on_stage or not (self._crowded or hearer.remedy.half_rate):
             return EVERY_TICK
         return turn_of(hearer.row, min(hearer.packet_ms, self._crowd.packet_ms))
 
@@ -333,10 +387,10 @@ class Plan:
 
     def _hold(self, now_ns: int) -> None:
         """Marks every class whose recipe an earlier one in the list has already."""
-        seen: set[Recipe] = set()
+        seen: set[Hearing] = set()
         for mix_class in self.classes:
-            if mix_class.recipe not in seen:
-                seen.add(mix_class.recipe)
+            if mix_class.hears not in seen:
+                seen.add(mix_class.hears)
                 mix_class.held_since_ns = None
             elif mix_class.held_since_ns is None:
                 mix_class.held_since_ns = now_ns
@@ -349,7 +403,7 @@ class Plan:
             assert since_ns is not None
             if held.peak > QUIET_PEAK and held.live and now_ns - since_ns < HOLD_NS:
                 continue
-            into = next(c for c in self.classes if c.recipe == held.recipe)
+            into = next(c for c in self.classes if c.hears == held.hears)
             self.classes.remove(held)
             for member in [m for m, c in self._class_of.items() if c is held]:
                 self._move(member, into, forked=False)

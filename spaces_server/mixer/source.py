@@ -47,6 +47,11 @@ class Source:
     def receive(self, audio: UplinkAudio, now_ns: int) -> None:
         self._playout.take(audio, now_ns)
 
+    @property
+    def late_ns(self) -> int:
+        """How much later the last packet came than the quickest of the last seconds would have."""
+        return self._playout.late_ns
+
     def stop(self) -> None:
         """The speaker was muted or has left the stage: the next tick fades out, no more comes."""
         self.stopped = True

@@ -1,5 +1,5 @@
-"""A seeded network: latency, jitter, bursty loss, reordering, duplication, and routers that give
-a client another address.
+"""A seeded network: latency, jitter, bursty loss, reordering, duplication, narrow links with a
+queue, and routers that give a client another address.
 
 Nothing is delivered here: `send` says when what arrives where, and the world's clock does it.
 """
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MS = 1_000_000
+MAX_QUEUE_NS = 1_000 * MS  # before a narrow link; what would wait longer is lost
+IP_UDP_BYTES = 28
 
 Deliver = Callable[[int, bytes, bytes, bytes], None]  # (at_ns, source, destination, data)
 
@@ -48,6 +50,8 @@ class Network:
     _public: dict[bytes, bytes] = field(default_factory=dict)
     _private: dict[bytes, bytes] = field(default_factory=dict)
     _last_public: int = 0
+    _bits_per_s: dict[bytes, int] = field(default_factory=dict)
+    _free_ns: dict[bytes, int] = field(default_factory=dict)  # when a narrow link has sent all
 
     def rebind(self, client: bytes) -> None:
         old = self._public.pop(client, None)
@@ -70,6 +74,25 @@ class Network:
         """No more than of others' is lost again."""
         self._cut.discard(client)
 
+    def narrow(self, client: bytes, bits_per_s: int | None) -> None:
+        """From now on no more than this goes to the client, or comes from it; None: no limit."""
+        for link in (client + b">", client + b"<"):
+            self._bits_per_s.pop(link, None)
+            if bits_per_s is not None:
+                self._bits_per_s[link] = bits_per_s
+
+    def _queue_ns(self, link: bytes, now_ns: int, data: bytes) -> int | None:
+        """How long it waits before a narrow link and takes on it; None: there is no room."""
+        bits_per_s = self._bits_per_s.get(link)
+        if bits_per_s is None:
+            return 0
+        free_ns = max(now_ns, self._free_ns.get(link, 0))
+        if free_ns - now_ns > MAX_QUEUE_NS:
+            return None
+        free_ns += (len(data) + IP_UDP_BYTES) * 8 * 1_000 * MS // bits_per_s
+        self._free_ns[link] = free_ns
+        return free_ns - now_ns
+
     def send(self, now_ns: int, source: bytes, destination: bytes, data: bytes) -> None:
         self.sent += 1
         if source != self.server:
@@ -86,9 +109,14 @@ class Network:
         if {source, to} & self._cut or self._loses(link):
             self.lost += 1
             return
+        link = to + b"<" if source == self.server else source + b">"
+        queue_ns = self._queue_ns(link, now_ns, data)
+        if queue_ns is None:
+            self.lost += 1
+            return
         copies = 2 if self.rng.random() < self.path.duplicate else 1
         for _ in range(copies):
-            self.deliver(now_ns + self._delay_ns(), shown, to, data)
+            self.deliver(now_ns + queue_ns + self._delay_ns(), shown, to, data)
 
     def _loses(self, link: bytes) -> bool:
         """One step of the two-state chain of this direction of this link."""

@@ -420,8 +420,29 @@ def test_who_loses_nothing_reports_nothing() -> None:
         assert not server.reporting
 
 
-@pytest.mark.parametrize("counts", [(5, 6, 1), (5, 1, 2)])
-def test_a_report_that_cannot_be_is_a_violation(counts: tuple[int, int, int]) -> None:
+def test_a_queue_is_reported_while_it_is_there_and_a_while_after() -> None:
+    """It is what every packet of a second had to wait; a packet that did not wait shows that there
+    is none."""
+    speaker, server = connected()
+    now_ns = 0
+    reports: list[Losses] = []
+    for number in range(50 * 100):
+        now_ns += 20 * MS
+        server.receive(speaker.send_media(Kind.AUDIO, b"audio"), HOME, now_ns)
+        queued = 500 <= number < 750
+        late_ms = 80 + number % 40 if queued else 90 * (number % 40 > 0)
+        server.media_was_late(late_ms * MS)
+        for datagram in server.transmit(now_ns):
+            events = speaker.receive(datagram, HOME, now_ns) or []
+            reports += [event.losses for event in events if isinstance(event, Reported)]
+    told = [losses.queue_ms for losses in reports if losses.queue_ms]
+    assert 4 <= len(told) <= 5
+    assert set(told) <= set(range(80, 91))
+    assert len(reports) == len(told) + REPORTS_AFTER_LOSS - 1
+
+
+@pytest.mark.parametrize("counts", [(5, 6, 1, 0), (5, 1, 2, 0), (5, 1, 1)])
+def test_a_report_that_cannot_be_is_a_violation(counts: tuple[int, ...]) -> None:
     speaker, server = connected()
     body = b"".join(count.to_bytes(2) for count in counts)
     events = speaker.receive(sealed(server, chunk(Chunk.REPORT, body)), HOME, 0)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from protocol.connection import MS
 from protocol.opus import Encoder
 from protocol.packets import AudioFlag, DownlinkAudio, Kind, crowd_packets
+from protocol.redundancy import NO_REMEDY, Remedy
 from spaces_server.mixer.crowd import EVERY_TICK, NO_CROWDS, Crowd, RowSet, Turn, turn_of
 from spaces_server.mixer.egress import Egress
 from spaces_server.mixer.mixer import Mixer
@@ -595,7 +596,7 @@ def test_a_set_of_rows(steps: list[tuple[int, bool]]) -> None:
 
 
 def test_a_class_remembers_three_packets() -> None:
-    mix_class = MixClass(Encoder(complexity=0))
+    mix_class = MixClass(Encoder(complexity=0), 32_000)
     for tick in range(5):
         mix_class.give(tick, mixed(tick))
     assert mix_class.after(0) == tuple(mixed(tick).pack() for tick in (2, 3, 4))
@@ -632,19 +633,19 @@ def audience_of(members: int, crowd: Crowd = NO_CROWDS, packet_ms: int = 20) -> 
 def test_who_loses_packets_gets_earlier_frames_again_and_nobody_else() -> None:
     plan = audience_of(3)
     given_to(plan, 9)
-    plan.set_copies(1, (2, 4))
+    plan.set_remedy(1, Remedy((2, 4)))
     got = given_to(plan, 10)
     assert got[0] == got[2] == mixed(10)
     assert [copy.timestamp(got[1].timestamp) for copy in got[1].copies] == [6 * 960, 8 * 960]
     assert [copy.opus for copy in got[1].copies] == [mixed(6).opus, mixed(8).opus]
     assert got[1].opus == mixed(10).opus
-    plan.set_copies(1, ())
+    plan.set_remedy(1, NO_REMEDY)
     assert given_to(plan, 11)[1] == mixed(11)
 
 
 def test_whoever_needs_copies_is_in_no_crowd() -> None:
     plan = audience_of(6, Crowd(2, 60), packet_ms=60)
-    plan.set_copies(1, (1,))
+    plan.set_remedy(1, Remedy((1,)))
     for tick in range(9, 12):  # what is owed from before goes out first
         got = given_to(plan, tick)
     for tick in range(12, 20):
@@ -658,7 +659,7 @@ def test_a_payload_is_made_once_for_all_who_need_the_same_copies() -> None:
     plan = audience_of(300)
     given_to(plan, 9)
     for member in range(300):
-        plan.set_copies(member, ((), (1,), (2, 4))[member % 3])
+        plan.set_remedy(member, Remedy(((), (1,), (2, 4))[member % 3]))
     for mix_class in plan.classes:
         mix_class.give(10, mixed(10))
     jobs = plan.give_out(10)

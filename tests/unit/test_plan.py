@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from protocol.connection import MS
 from protocol.opus import Encoder
+from protocol.redundancy import NO_REMEDY, Remedy
 from spaces_server.mixer.plan import HOLD_NS, QUIET_PEAK, MixClass, Plan, Recipe
 
 LOUD = 0.3
@@ -409,3 +410,119 @@ def check(
     assert heard == {m: recipe for m, recipe in expected.items() if recipe}
     prime = [c.recipe for c in plan.classes if c.held_since_ns is None]
     assert len(set(prime)) == len(prime) == len(set(heard.values())), "one class a recipe, but held"
+
+
+# -- narrow and lossy paths -----------------------------------------------------------------------
+
+HALF = Remedy(half_rate=True)
+
+
+def by_rate(plan: Plan) -> dict[bool, set[int]]:
+    """half rate -> members"""
+    for mix_class in plan.classes:
+        assert mix_class.encoder.bitrate == (16_000 if mix_class.remedy.half_rate else 32_000)
+    return {c.remedy.half_rate: {row - 100 for row in rows_of(c)} for c in plan.classes}
+
+
+def test_whoever_has_a_narrow_path_shares_a_class_at_half_the_rate() -> None:
+    plan = new_plan(6)
+    on_stage(plan, [0])
+    mix(plan, [0])
+    before = class_of(plan, 3)
+    for member in (3, 5):
+        plan.set_remedy(member, HALF)
+    mix(plan, [0])
+    assert by_rate(plan) == {False: {1, 2, 4}, True: {3, 5}}
+    assert class_of(plan, 1) is before
+    half = class_of(plan, 3)
+    assert half is not None
+    assert half.live, "it goes on where the other is"
+    plan.set_remedy(2, HALF)  # one more, while those are there
+    mix(plan, [0])
+    assert [len(c) for c in plan.classes] == [2, 2, 1]  # until one can join the other unheard
+    mix(plan, [0], HOLD_NS + MS)
+    assert by_rate(plan) == {False: {1, 4}, True: {2, 3, 5}}
+
+
+def test_many_narrow_paths_make_few_classes() -> None:
+    """Costs: a thousand paths become narrow within a second, and wide again."""
+    plan = new_plan(1_000)
+    on_stage(plan, [0])
+    mix(plan, [0])
+    most = 0
+    for remedy in (HALF, NO_REMEDY):
+        for tick in range(100):
+            for member in range(1 + 10 * tick, 10 + 10 * tick):
+                plan.set_remedy(member, remedy)
+            mix(plan, [0], (1 + tick) * 20 * MS)
+            most = max(most, len(plan.classes))
+    assert most <= 4
+    mix(plan, [0], 10_000 * MS)
+    mix(plan, [0], 20_000 * MS)
+    assert len(plan.classes) == 1
+
+
+def test_a_path_that_is_wide_again_comes_back_where_it_is_quiet() -> None:
+    plan = new_plan(4)
+    on_stage(plan, [0])
+    plan.set_remedy(3, HALF)
+    mix(plan, [0])
+    plan.set_remedy(3, NO_REMEDY)
+    mix(plan, [0])
+    alone = class_of(plan, 3)
+    assert alone is not None
+    assert alone is not class_of(plan, 1)
+    assert alone.encoder.bitrate == 32_000
+    mix(plan, [0], peak=QUIET_PEAK / 2)
+    assert found(plan) == {ones(0): {1, 2, 3}}
+
+
+def test_a_speaker_with_a_narrow_path_has_their_own_mix_at_half_the_rate() -> None:
+    plan = new_plan(5)
+    on_stage(plan, [0, 1])
+    mix(plan, [0, 1])
+    own = class_of(plan, 1)
+    plan.set_remedy(1, HALF)
+    mix(plan, [0, 1])
+    assert class_of(plan, 1) is own
+    assert own is not None
+    assert own.encoder.bitrate == 16_000
+    assert len(plan.classes) == 3, "no encode more"
+
+
+def test_the_narrow_come_and_go_with_their_members() -> None:
+    plan = new_plan(3)
+    on_stage(plan, [0])
+    for member in (1, 2):
+        plan.set_remedy(member, HALF)
+    mix(plan, [0])
+    assert by_rate(plan) == {True: {1, 2}}
+    plan.remove_member(1)
+    plan.remove_member(2)
+    mix(plan, [0])
+    assert plan.classes == []
+
+
+def test_in_band_fec_is_for_a_class_all_of_whose_members_lose_much() -> None:
+    plan = new_plan(4)
+    on_stage(plan, [0, 1])
+    mix(plan, [0, 1])
+
+    def expected(member: int) -> int:
+        mix(plan, [0, 1])
+        mix_class = class_of(plan, member)
+        assert mix_class is not None
+        assert mix_class.encoder.fec == (mix_class.encoder.expected_loss_percent > 0)
+        return mix_class.encoder.expected_loss_percent
+
+    plan.set_remedy(0, Remedy((1,), 10))
+    assert expected(0) == 10, "their own mix"
+    plan.set_remedy(2, Remedy((1,), 15))
+    assert expected(2) == expected(3) == 0, "one of two"
+    plan.set_remedy(3, Remedy((1,), 5))
+    assert expected(2) == expected(3) == 5, "as much as does all of them good"
+    plan.add_member(4, 104)
+    assert expected(4) == 0
+    plan.remove_member(4)
+    plan.set_remedy(0, NO_REMEDY)
+    assert expected(0) == 0

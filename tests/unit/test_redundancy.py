@@ -88,12 +88,12 @@ def test_losses_are_counted_exactly(lost: set[int], seed: int) -> None:
 
 def test_copies_come_with_losses_and_go_some_time_after() -> None:
     redundancy = Redundancy()
-    assert redundancy.offsets == NO_COPIES
+    assert redundancy.remedy.copies == NO_COPIES
     for _ in range(5):
         redundancy.report(Losses(50, 3, 2))
-    assert len(redundancy.offsets) >= 2
+    assert len(redundancy.remedy.copies) >= 2
     seconds = 0
-    while redundancy.offsets:
+    while redundancy.remedy.copies:
         redundancy.report(Losses(50, 0, 0))
         seconds += 1
     assert 20 <= seconds <= 60
@@ -105,7 +105,7 @@ def test_more_losses_reach_further_back() -> None:
         redundancy = Redundancy()
         for _ in range(20):
             redundancy.report(Losses(100, lost, min(lost, 3)))
-        reach.append(max(redundancy.offsets, default=0))
+        reach.append(max(redundancy.remedy.copies, default=0))
     assert reach == sorted(set(reach))
     assert reach[0] == 0
     assert reach[-1] <= DEEPEST
@@ -119,25 +119,29 @@ def reported(lost: int, bursts: int, reports: int = 30) -> Redundancy:
 
 
 def test_copies_reach_as_far_back_as_bursts_are_long() -> None:
-    assert reported(1, 1).offsets == (1,)
-    assert max(reported(4, 3).offsets) == 2
-    assert max(reported(4, 2).offsets) == DEEPEST - 1
-    assert max(reported(15, 3).offsets) == DEEPEST
-    assert len(reported(1, 1).offsets) < len(reported(5, 2).offsets) < len(reported(15, 3).offsets)
+    assert reported(1, 1).remedy.copies == (1,)
+    assert max(reported(4, 3).remedy.copies) == 2
+    assert max(reported(4, 2).remedy.copies) == DEEPEST - 1
+    assert max(reported(15, 3).remedy.copies) == DEEPEST
+    assert (
+        len(reported(1, 1).remedy.copies)
+        < len(reported(5, 2).remedy.copies)
+        < len(reported(15, 3).remedy.copies)
+    )
 
 
 def test_fec_is_for_paths_that_lose_much() -> None:
-    assert reported(0, 0).expected_loss_percent == 0
-    assert reported(1, 1).expected_loss_percent == 0
-    assert reported(5, 2).expected_loss_percent == 5
-    assert reported(80, 2).expected_loss_percent == 30
+    assert reported(0, 0).remedy.expected_loss_percent == 0
+    assert reported(1, 1).remedy.expected_loss_percent == 0
+    assert reported(5, 2).remedy.expected_loss_percent == 5
+    assert reported(80, 2).remedy.expected_loss_percent == 30
 
 
 def test_a_single_lost_packet_in_a_minute_costs_nobody_anything() -> None:
     redundancy = Redundancy()
     redundancy.report(Losses(50, 0, 0))
     redundancy.report(Losses(3_000, 1, 1))
-    assert redundancy.offsets == NO_COPIES
+    assert redundancy.remedy.copies == NO_COPIES
 
 
 def frame(number: int, flags: int = 0, opus: bytes = b"") -> UplinkAudio:
@@ -197,7 +201,7 @@ def test_a_speaker_repeats_what_is_reported_as_lost() -> None:
     assert repeater.repeat(frame(0, AudioFlag.FIRST, b"0")).copies == ()
     assert repeater.repeat(frame(1, 0, b"1")).copies == ()
     repeater.redundancy.report(Losses(100, 2, 2))
-    assert repeater.redundancy.offsets == (1,)
+    assert repeater.redundancy.remedy.copies == (1,)
     assert repeater.repeat(frame(2, 0, b"2")) == replace(
         frame(2, 0, b"2"), copies=(Copy(8, 0, b"1"),)
     )

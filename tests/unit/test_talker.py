@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from protocol.opus import Decoder, packet_has_fec
 from protocol.packets import AudioFlag, UplinkAudio
 from protocol.playout import Playout
+from protocol.redundancy import NO_REMEDY, Remedy
 from spaces_client.synth import synthesise_voice
 from spaces_client.talker import DTX_BYTES, Talker
 
@@ -156,8 +157,22 @@ def test_fec_comes_with_losses_and_goes_with_them() -> None:
         return sum(p is not None and packet_has_fec(p.opus) for p in packets)
 
     assert with_fec(voice[:50]) == 0
-    talker.expect_loss(10)
+    talker.remedy = Remedy(expected_loss_percent=10)
     assert with_fec(voice[50:100]) > 10
-    talker.expect_loss(0)
+    talker.remedy = NO_REMEDY
     talker.talk(voice[100])  # what was said before is in this one still
     assert with_fec(voice[101:]) == 0
+
+
+def test_half_the_rate_while_the_way_is_too_narrow() -> None:
+    talker = Talker(bitrate=32_000)
+    voice = synthesise_voice(1, 3.0).reshape(-1, FRAME)
+
+    def sent_bytes(blocks: Samples) -> int:
+        return sum(len(p.opus) for p in map(talker.talk, blocks) if p is not None)
+
+    before = sent_bytes(voice[:50])
+    talker.remedy = Remedy(half_rate=True)
+    assert sent_bytes(voice[:50]) < 0.6 * before
+    talker.remedy = NO_REMEDY
+    assert sent_bytes(voice[:50]) > 0.9 * before
