@@ -24,7 +24,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from protocol.congestion import QUEUE_MS, QueueDelay
 from protocol.packets import (
     HEADER_BYTES,
     MAX_PLAINTEXT_BYTES,
@@ -33,7 +32,7 @@ from protocol.packets import (
     MalformedPacketError,
     unpack_header,
 )
-from protocol.redundancy import Losses, LossMeter
+from protocol.reception import Reception, Reporter
 from protocol.reliable import ChannelError, ReliableChannel
 from protocol.sealing import Opener, Sealer, SessionKeys
 
@@ -51,8 +50,6 @@ DRAIN_NS = 3_000 * MS  # a closed session still answers the peer's CLOSE for thi
 TOKEN_BYTES = 8
 MAX_CLOSE_TEXT_BYTES = 200
 MAX_QUEUED_PONGS = 4
-REPORT_NS = 1_000 * MS  # between two reports
-REPORTS_AFTER_LOSS = 60  # or a queue: for the sender to see that it is over
 
 _CHUNK = struct.Struct(">BH")
 _PONG = struct.Struct(f">{TOKEN_BYTES}sI")
@@ -125,9 +122,9 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What the peer has lost lately of the media that it was sent."""
+    """What the peer says about the media that it was sent lately."""
 
-    losses: Losses
+    reception: Reception
 
 
 Event = Message | Media | Roamed | Pong | Closed | Reported
@@ -164,17 +161,14 @@ class Connection:
         "_drained_ns",
         "_entropy",
         "_keep_alive",
-        "_meter",
         "_ping_due",
         "_ping_pad_bytes",
         "_ping_repeated",
         "_ping_token",
         "_pinged_ns",
         "_pongs",
-        "_queue",
         "_report",
-        "_report_ns",
-        "_reports_left",
+        "_reporter",
         "address",
         "credit_bytes",
         "dropped",
@@ -217,11 +211,8 @@ class Connection:
         self._ping_due = False
         self._ping_pad_bytes = 0
         self._pongs: tuple[bytes, ...] = ()  # the tokens of pings not answered yet
-        self._meter: LossMeter | None = None  # of what comes by the media chain
-        self._queue: QueueDelay | None = None  # and how late it is
+        self._reporter: Reporter | None = None  # of what comes by the media chain
         self._report = b""  # to be sent
-        self._report_ns = now_ns
-        self._reports_left = 0
         self._close_body = b""
         self._closed_by_peer = False
         self._closes_left = 0
@@ -281,29 +272,19 @@ class Connection:
         return events
 
     def _measure(self, counter: int, now_ns: int) -> None:
-        """Counts a media datagram; a report is due each second while any are lost or all are
-        late, and for a while after."""
-        if self._meter is None or self._queue is None:
-            self._meter = LossMeter(counter)
-            self._queue = QueueDelay()
-            self._report_ns = now_ns + REPORT_NS
+        """Counts a media datagram."""
+        if self._reporter is None:
+            self._reporter = Reporter(counter, now_ns)
             return
-        self._meter.count(counter)
-        if now_ns < self._report_ns:
-            return
-        self._report_ns = now_ns + REPORT_NS
-        losses = self._meter.take()._replace(queue_ms=self._queue.take_ms())
-        if losses.lost or losses.queue_ms >= QUEUE_MS:
-            self._reports_left = REPORTS_AFTER_LOSS
-        if self._reports_left:
-            self._reports_left -= 1
-            self._report = _REPORT.pack(*(min(count, 0xFFFF) for count in losses))
+        reception = self._reporter.count(counter, now_ns)
+        if reception is not None:
+            self._report = _REPORT.pack(*(min(count, 0xFFFF) for count in reception))
 
     def media_was_late(self, late_ns: int) -> None:
         """Tells how late the last media datagram was, against the quickest of the last seconds:
         whoever opens it knows its timestamp."""
-        if self._queue is not None:
-            self._queue.record(late_ns)
+        if self._reporter is not None:
+            self._reporter.was_late(late_ns)
 
     @property
     def reporting(self) -> bool:
@@ -343,10 +324,10 @@ class Connection:
                         self._channel.observe_rtt(rtt_ns)
                     events.append(Pong(self._asked_ns, rtt_ns, status))
             elif kind == Chunk.REPORT:
-                losses = Losses(*_REPORT.unpack(body))
-                if not losses.bursts <= losses.lost <= losses.expected:
+                reception = Reception(*_REPORT.unpack(body))
+                if not reception.bursts <= reception.lost <= reception.expected:
                     raise ChannelError("a REPORT of more losses than datagrams")
-                events.append(Reported(losses))
+                events.append(Reported(reception))
             elif kind == Chunk.CLOSE:
                 (code,) = _CODE.unpack_from(body)
                 if self.state is State.OPEN:

@@ -84,7 +84,7 @@ class Losing(NamedTuple):
 
 PLAIN: Final = Losing(20, 300, 10)
 # Copies are sent because frames are missing, in bursts: not to wait for them would waste them.
-COPIED: Final = Losing(100, 500, 100)
+COPIED: Final = Losing(200, 800, 100)
 
 
 class Action(Enum):

@@ -1,9 +1,9 @@
-"""Earlier frames sent again, where frames are lost: counted, reported, answered.
+"""Earlier frames sent again, where frames are lost.
 
-    receiver    LossMeter: what is missing in a numbered stream -> Losses, each second
-    sender      Redundancy: what was reported lately -> a Remedy: how far back to reach, and more
-                History: the last frames -> their copies for the newest one's packet
-                Repeater: both, of a speaker, who has one receiver
+    Redundancy    what was reported lately (reception.py) -> a Remedy: how far back to reach, and
+                  what an encoder is to do
+    History       the last frames -> their copies for the newest one's packet
+    Repeater      both, of a speaker, who has one receiver
 
 The idea is RFC 2198's: the Opus bytes that were made already, so nothing is encoded twice and
 nothing sounds worse where no frame is lost.  How far apart the copies are matters more than how
@@ -24,69 +24,13 @@ from protocol.packets import (
     DownlinkAudio,
     UplinkAudio,
 )
-
-# Numbers that are still waited for below the newest: how far packets overtake each other.
-WINDOW: Final = 32
-MAX_GAP: Final = 500  # a longer one is no loss, but an interruption
-_ALL: Final = (1 << WINDOW) - 1
-
-
-class Losses(NamedTuple):
-    """Of so many datagrams, so many were lost, in so many runs; queue_ms: see congestion.py."""
-
-    expected: int
-    lost: int
-    bursts: int
-    queue_ms: int = 0
-
-
-class LossMeter:
-    """Counts what a stream of consecutive numbers loses; one that comes within WINDOW of the newest
-    has not been lost."""
-
-    __slots__ = ("_bursts", "_came", "_expected", "_losing", "_lost", "_newest")
-
-    def __init__(self, first: int) -> None:
-        self._newest = first
-        self._came = _ALL  # bit k: newest - k
-        self._expected = self._lost = self._bursts = 0
-        self._losing = False
-
-    def count(self, number: int) -> None:
-        ahead = number - self._newest
-        if ahead <= 0:
-            self._came |= 1 << -ahead & _ALL
-            return
-        if ahead > MAX_GAP:
-            self._came = _ALL
-            self._newest = number
-            return
-        self._newest = number
-        if ahead == 1 and self._came == _ALL:  # nearly always
-            self._expected += 1
-            self._losing = False
-            return
-        came = self._came << ahead | 1
-        for bit in range(WINDOW + ahead - 1, WINDOW - 1, -1):
-            lost = not came >> bit & 1
-            self._expected += 1
-            self._lost += lost
-            self._bursts += lost and not self._losing
-            self._losing = lost
-        self._came = came & _ALL
-
-    def take(self) -> Losses:
-        """What was counted since it was asked last."""
-        losses = Losses(self._expected, self._lost, self._bursts)
-        self._expected = self._lost = self._bursts = 0
-        return losses
-
+from protocol.reception import Reception
 
 NO_COPIES: Final[tuple[int, ...]] = ()
 DEEPEST: Final = 6  # frames back
 # How many copies, from which loss on (a share of 1).
 COPIES_FROM: Final = 0.004, 0.02, 0.1
-FEC_FROM: Final = 0.02  # a share of 1
+FEC_FROM: Final = 0.08  # a share of 1
 FEC_STEP_PERCENT: Final = 5  # what an encoder is to expect changes by so much
 MOST_FEC_PERCENT: Final = 30
 UP: Final = 0.25  # the weight of a report that is worse than those before it,
@@ -132,13 +76,13 @@ class Redundancy:
         self.loss = 0.0  # a share of 1
         self._lost = self._bursts = 1.0  # as if there had been one that was as short as can be
 
-    def report(self, losses: Losses) -> None:
-        self._congestion.report(losses.queue_ms)
-        loss = losses.lost / max(1, losses.expected)
+    def report(self, reception: Reception) -> None:
+        self._congestion.report(reception.queue_ms)
+        loss = reception.lost / max(1, reception.expected)
         self.loss += (loss - self.loss) * (UP if loss > self.loss else DOWN)
-        if losses.bursts:
-            self._lost += losses.lost
-            self._bursts += losses.bursts
+        if reception.bursts:
+            self._lost += reception.lost
+            self._bursts += reception.bursts
             self._lost *= BURST_MEMORY
             self._bursts *= BURST_MEMORY
 

@@ -469,8 +469,8 @@ class Client:
                     self.rtt_ns = self.rtt_ns if rtt_ns is None else rtt_ns
                     if asked_ns >= self._joined_ns:  # else it may be of another space
                         self.view.newest = max(self.view.newest, status)
-                case Reported(losses):
-                    self._repeater.redundancy.report(losses)
+                case Reported(reception):
+                    self._repeater.redundancy.report(reception)
                     self._talker.remedy = self._repeater.redundancy.remedy
                 case session.Closed():
                     events += self._over(event, now_ns)

@@ -37,7 +37,8 @@ from protocol.frames import ERROR_TEXTS, ErrorCode, FrameError
 from protocol.opus import Encoder
 from protocol.packets import Kind, MalformedPacketError, UplinkAudio
 from protocol.profile import profile_of
-from protocol.redundancy import Losses, Redundancy
+from protocol.reception import Reception
+from protocol.redundancy import Redundancy
 from protocol.reliable import ChannelFull
 from spaces_server.endpoint import Endpoint, Session
 from spaces_server.governor import Governor, Tick
@@ -116,7 +117,7 @@ class _Room:
 @dataclass(slots=True, eq=False)
 class _Seat:
     """A member's place: the session, and its row in the egress.  redundancy: since they have
-    reported losses."""
+    reported losses, or a queue."""
 
     room: _Room
     member: int
@@ -471,12 +472,12 @@ class Node:
                     self.egress.moved(seat.row)
             case Closed():
                 self._session_ends(session, event, now_ns)
-            case Reported(losses):
-                self._receive_report(session, losses)
+            case Reported(reception):
+                self._receive_report(session, reception)
             case Pong() | Media():
                 pass
 
-    def _receive_report(self, session: Session, losses: Losses) -> None:
+    def _receive_report(self, session: Session, reception: Reception) -> None:
         """Who loses much gets earlier frames again, who has a narrow path gets less."""
         seat = self._seats.get(session.index)
         if seat is None:
@@ -484,7 +485,7 @@ class Node:
         if seat.redundancy is None:
             seat.redundancy = Redundancy()
         before = seat.redundancy.remedy
-        seat.redundancy.report(losses)
+        seat.redundancy.report(reception)
         remedy = seat.redundancy.remedy
         if remedy != before:
             seat.room.mix.plan.set_remedy(seat.member, remedy)

@@ -10,11 +10,9 @@ from bench.jitter.receivers import Fixed, Heard, Ours, Receiver, Samples
 from bench.jitter.sender import Sender
 from bench.jitter.speex import Speex
 from bench.jitter.traces import Trace
-from protocol.congestion import QueueDelay
+from protocol.jitter import MS
 from protocol.packets import UplinkAudio
-from protocol.redundancy import Losses, LossMeter
-
-REPORT_MS = 1_000.0
+from protocol.reception import Reception, Reporter
 
 
 class Setup(NamedTuple):
@@ -41,9 +39,8 @@ def play(trace: Trace, spoken: Samples, name: str) -> tuple[Heard, Samples]:
     receiver = setup.receiver(trace)
     pull_ms = receiver.pull_samples / 48
     arrivals: list[tuple[float, int, UplinkAudio]] = []  # a heap
-    meter, queue = LossMeter(-1), QueueDelay()
-    reports: list[tuple[float, Losses]] = []
-    report_ms = REPORT_MS
+    reporter = Reporter(-1, 0)
+    reports: list[tuple[float, Reception]] = []
     heard: list[Samples] = []
     now_ms = trace.packets[0].send_ms + trace.least_ms % pull_ms + receiver.wait_ms
     silence_before = round((now_ms - trace.packets[0].send_ms) * 48)
@@ -60,13 +57,11 @@ def play(trace: Trace, spoken: Samples, name: str) -> tuple[Heard, Samples]:
             upcoming = next(sending, None)
         while arrivals and arrivals[0][0] <= now_ms:
             arrive_ms, number, audio = heappop(arrivals)
-            meter.count(number)
+            reception = reporter.count(number, round(arrive_ms * MS))
+            if reception is not None:
+                reports.append((arrive_ms + trace.least_ms, reception))
             receiver.receive(trace.packets[number], audio, arrive_ms)
-            queue.record(receiver.late_ns)
-            if arrive_ms >= report_ms:
-                report_ms = arrive_ms + REPORT_MS
-                losses = meter.take()._replace(queue_ms=queue.take_ms())
-                reports.append((arrive_ms + trace.least_ms, losses))
+            reporter.was_late(receiver.late_ns)
         out = np.zeros(receiver.pull_samples, np.float32)
         receiver.pull(out, now_ms)
         heard.append(out)

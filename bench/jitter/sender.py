@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from bench.jitter.traces import Sent, Trace
 from protocol.opus import Encoder
 from protocol.packets import AudioFlag, UplinkAudio
-from protocol.redundancy import NO_REMEDY, Losses, Remedy, Repeater
+from protocol.reception import Reception
+from protocol.redundancy import NO_REMEDY, Remedy, Repeater
 from spaces_client.audio import BLOCK_SAMPLES
 from spaces_client.crowd import voice_files
 from spaces_client.synth import synthesise_voice
@@ -56,9 +57,9 @@ class Sender:
     def _follow(self, remedy: Remedy) -> None:
         remedy.apply(self._encoder, BITRATE)
 
-    def report(self, losses: Losses) -> None:
+    def report(self, reception: Reception) -> None:
         """The receiver says what it has lost lately."""
-        self._repeater.redundancy.report(losses)
+        self._repeater.redundancy.report(reception)
         remedy = self._repeater.redundancy.remedy
         if self._copies:
             self._follow(remedy)

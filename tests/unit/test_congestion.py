@@ -1,26 +1,13 @@
-"""Queues: measured, reported, answered with less."""
+"""Queues that are reported: answered with less."""
 
 from protocol.congestion import (
     LEAST_HOLD,
     MOST_HOLD,
-    MS,
-    QUEUE_MS,
     Congestion,
-    QueueDelay,
 )
 from protocol.opus import Encoder
-from protocol.redundancy import NO_COPIES, Losses, Redundancy, Remedy
-
-
-def test_a_queue_is_what_nothing_came_without() -> None:
-    queue = QueueDelay()
-    assert queue.take_ms() == 0
-    for late_ms in (90, 70, 300):
-        queue.record(late_ms * MS)
-    assert queue.take_ms() == 70
-    queue.record(-5 * MS)  # quicker than all before
-    queue.record(90 * MS)
-    assert queue.take_ms() == 0
+from protocol.reception import QUEUE_MS, Reception
+from protocol.redundancy import NO_COPIES, Redundancy, Remedy
 
 
 def after(congestion: Congestion, *queues_ms: int) -> bool:
@@ -59,13 +46,13 @@ def test_a_queue_that_goes_on_begins_the_wait_anew() -> None:
 def test_where_a_queue_loses_packets_nothing_is_sent_twice() -> None:
     redundancy = Redundancy()
     for _ in range(10):
-        redundancy.report(Losses(50, 5, 2))
+        redundancy.report(Reception(50, 5, 2))
     assert redundancy.remedy.copies != NO_COPIES
-    redundancy.report(Losses(50, 5, 2, queue_ms=200))
+    redundancy.report(Reception(50, 5, 2, queue_ms=200))
     assert redundancy.remedy.copies == NO_COPIES
     assert redundancy.remedy.half_rate
     for _ in range(LEAST_HOLD):
-        redundancy.report(Losses(50, 5, 2))
+        redundancy.report(Reception(50, 5, 2))
     assert redundancy.remedy.copies != NO_COPIES
     assert not redundancy.remedy.half_rate
 

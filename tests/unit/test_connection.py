@@ -24,7 +24,6 @@ from protocol.connection import (
     MAX_QUEUED_PONGS,
     MS,
     QUIET_NS,
-    REPORTS_AFTER_LOSS,
     TOKEN_BYTES,
     Chunk,
     CloseCode,
@@ -39,7 +38,7 @@ from protocol.connection import (
     State,
 )
 from protocol.packets import MAX_DATAGRAM_BYTES, Kind, pack_header, unpack_header
-from protocol.redundancy import Losses
+from protocol.reception import REPORTS_AFTER_LOSS, Reception
 from protocol.reliable import (
     MAX_MESSAGE_BYTES,
     MAX_QUEUED_BYTES,
@@ -396,7 +395,7 @@ def test_answers_to_pings_are_a_bounded_queue() -> None:
 def test_losses_are_reported_while_there_are_any_and_a_while_after() -> None:
     speaker, server = connected()
     now_ns = 0
-    reports: list[Losses] = []
+    reports: list[Reception] = []
     for number in range(60 * 150):
         now_ns += 20 * MS
         audio = speaker.send_media(Kind.AUDIO, b"audio")
@@ -405,7 +404,7 @@ def test_losses_are_reported_while_there_are_any_and_a_while_after() -> None:
         server.receive(audio, HOME, now_ns)
         for datagram in server.transmit(now_ns):
             events = speaker.receive(datagram, HOME, now_ns) or []
-            reports += [event.losses for event in events if isinstance(event, Reported)]
+            reports += [event.reception for event in events if isinstance(event, Reported)]
     lossy = [losses for losses in reports if losses.lost]
     assert sum(losses.lost for losses in lossy) == 100
     assert sum(losses.bursts for losses in lossy) == 50
@@ -425,7 +424,7 @@ def test_a_queue_is_reported_while_it_is_there_and_a_while_after() -> None:
     is none."""
     speaker, server = connected()
     now_ns = 0
-    reports: list[Losses] = []
+    reports: list[Reception] = []
     for number in range(50 * 100):
         now_ns += 20 * MS
         server.receive(speaker.send_media(Kind.AUDIO, b"audio"), HOME, now_ns)
@@ -434,7 +433,7 @@ def test_a_queue_is_reported_while_it_is_there_and_a_while_after() -> None:
         server.media_was_late(late_ms * MS)
         for datagram in server.transmit(now_ns):
             events = speaker.receive(datagram, HOME, now_ns) or []
-            reports += [event.losses for event in events if isinstance(event, Reported)]
+            reports += [event.reception for event in events if isinstance(event, Reported)]
     told = [losses.queue_ms for losses in reports if losses.queue_ms]
     assert 4 <= len(told) <= 5
     assert set(told) <= set(range(80, 91))
