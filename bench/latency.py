@@ -27,11 +27,12 @@ from typing import Any
 
 import click
 import numpy as np
+import uvloop
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from bench.process import cores, pinned
+from bench.process import cores, pinned, without_collector
 from bench.server import MeasuredServer
 from protocol.frames import Settings
 from protocol.opus import Encoder
@@ -41,8 +42,8 @@ from spaces_client.audio import BLOCK_MS, PULL_SAMPLES, AudioInput
 from spaces_client.client import Heard
 from spaces_client.crowd import Delays, join_listeners, join_speakers, synthesised, voice_files
 from spaces_client.live import LiveSpace
-from spaces_client.paced import Listen
-from spaces_client.wav import WavInput
+from spaces_client.paced import Listen, Looped
+from spaces_client.wav import read_blocks
 from spaces_server.mixer.limiter import LOOK_AHEAD_SAMPLES
 
 MS = 1_000_000
@@ -133,7 +134,9 @@ async def _run(
     files = voice_files(speech) if speech is not None else []
     # All of them before anybody speaks: to make one takes so long that those who do would falter.
     voices: list[AudioInput] = [
-        WavInput(files[number % len(files)], loop=True) if files else synthesised(number)
+        Looped(np.concatenate(list(read_blocks(files[number % len(files)]))))
+        if files
+        else synthesised(number)
         for number in range(speakers)
     ]
     delays, mouths = Delays(), _Mouths(frame_samples)
@@ -198,7 +201,8 @@ def measure(
     with ExitStack() as stack:
         server = MeasuredServer(stack, ours)
         stack.enter_context(pinned(generators))
-        return asyncio.run(_run(server, speakers, listeners, seconds, speech, low_delay))
+        stack.enter_context(without_collector())
+        return uvloop.run(_run(server, speakers, listeners, seconds, speech, low_delay))
 
 
 def show(figures: dict[str, Any]) -> None:

@@ -269,7 +269,7 @@ def draw_jitter(
         axes.set_xlabel("s")
         axes.set_ylabel("ms after the quickest packet")
         axes.set_title(trace, loc="left")
-        axes.legend(loc="upper right", ncols=3)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5)
         figure.savefig(folder / f"{trace}.png")
 
 

@@ -1,4 +1,4 @@
-"""What a listener hears over recorded networks: delay, what is missing, how it sounds.
+"""What a listener hears over traces of networks: delay, what is missing, how it sounds.
 
 A trace says of each packet of a 20 ms stream when it was sent and when it came (empty: never).
 Speech is encoded as a client does it, sent along the trace, and played by our own receive path
@@ -136,7 +136,7 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
 def command(
     folder: Path, speech: Path | None, sound: bool, plot: Path | None, as_json: bool
 ) -> None:
-    """Our receive path over recorded networks, beside others.
+    """Our receive path over traces of networks, beside others.
 
     \b
     spaces-bench jitter --traces traces --speech speech --json

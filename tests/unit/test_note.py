@@ -12,7 +12,8 @@ import pytest
 
 from protocol import notes
 from protocol.opus import Decoder, Encoder, Samples
-from spaces_client.audio import BLOCK_SAMPLES, SAMPLE_RATE_HZ, AudioError
+from protocol.profile import VOICE, Profile
+from spaces_client.audio import BLOCK_SAMPLES, SAMPLE_RATE_HZ, AudioError, Push
 from spaces_client.note import BITRATE, play, record
 from spaces_client.synth import synthesise_voice
 from spaces_client.wav import WavInput, WavOutput
@@ -68,10 +69,10 @@ class Microphone:
     """An input that says what it is told to, when it is told to."""
 
     def __init__(self) -> None:
-        self.say: Callable[[Samples, int], None] | None = None
+        self.say: Push | None = None
         self.stopped = False
 
-    def start(self, push: Callable[[Samples, int], None], block_samples: int = 960) -> None:
+    def start(self, push: Push, profile: Profile = VOICE) -> None:
         self.say = push
 
     async def finished(self) -> None:
