@@ -48,6 +48,11 @@ REMEMBERED: Final = 256  # timestamps of frames that have come
 MAX_MARGIN_MS: Final = 512
 FIRST_MARGIN_MS: Final = 10  # while next to nothing is known of a path
 FIRST_FRAMES: Final = 10
+# What is thought of a path before it is known, as if so many frames had been seen: this share
+# of them comes late, by so much on average.
+PRIOR_FRAMES: Final = 30
+PRIOR_SHARE: Final = 0.2
+PRIOR_MS: Final = 2
 # Next to no frame should be late where that is cheap: one in four thousand costs this much, and
 # each doubling of their share as much again, until they are not rare any more.
 RARE_MS: Final = 5
@@ -58,6 +63,10 @@ GUARD_MS: Final = 2  # beyond the latest that was seen
 # this share of it as well: frames that come late again cost more than those that wait.
 WORTH_MS: Final = 2
 WORTH_SHARE: Final = 0.1
+# A move back, soon after the last one, must save this share of a pull besides; half of it after
+# each TURN_NS.  Where two margins cost about the same, the sound is not to go to and fro.
+TURN_SHARE: Final = 0.4
+TURN_NS: Final = 10_000 * MS
 # What was seen is forgotten at three speeds.  Frames that come late count as far as the first two
 # agree: the slow one is steady, the quick one says when something is over.  The third one is for
 # what is rare.
@@ -178,6 +187,8 @@ class PathDelay:
         self._minima: deque[tuple[int, int]] = deque()  # (start of a slice, its least transit)
         # Of relative delays, a bin each ms, backwards: at each of the speeds.
         self._seen = np.zeros((3, MAX_MARGIN_MS), np.float32)
+        late = PRIOR_SHARE * np.exp(-_MARGINS_MS[::-1] / PRIOR_MS)
+        self._seen[:2] = np.diff(late)  # of what is rare nothing is thought before it was seen
         self._weights = np.zeros((3, 1), np.float32)
         # Backwards: shares in the last i bins.
         self._late = np.zeros((3, MAX_MARGIN_MS + 1), np.float32)
@@ -217,12 +228,17 @@ class PathDelay:
         copied = self.copied is not None and frames - self.copied <= COPIED.slow_frames
         kind = COPIED if copied else PLAIN
         weights = self._weights
-        weights[0] = 1 / min(frames, QUICK_FRAMES)
-        weights[1] = 1 / min(frames, kind.slow_frames)
+        known = frames + PRIOR_FRAMES
+        weights[0] = 1 / min(known, QUICK_FRAMES)
+        weights[1] = 1 / min(known, kind.slow_frames)
         weights[2] = 1 / min(frames, RARE_FRAMES)
         self._seen *= 1 - weights
         at = min(max((transit_ns - self.base_ns) // MS, 0), MAX_MARGIN_MS - 1)
         self._seen[:, MAX_MARGIN_MS - 1 - at] += weights[:, 0]
+        self._weigh(kind)
+
+    def _weigh(self, kind: Losing) -> None:
+        """What each margin costs, by what was seen."""
         np.add.accumulate(self._seen, axis=1, out=self._late[:, 1:])
         quick, slow, rarely = self._late[:, ::-1]
         late = np.minimum(quick * kind.quick_times, slow)
@@ -238,9 +254,10 @@ class PathDelay:
         """The cheapest margin."""
         return FIRST_MARGIN_MS if self.frames < FIRST_FRAMES else int(self.cost_ms.argmin())
 
-    def pulls_to_move(self, margin_ns: int, pull_ns: int) -> int:
+    def pulls_to_move(self, margin_ns: int, pull_ns: int, turn: float = 0.0) -> int:
         """By how many pulls later (positive) or sooner playing would be cheapest, for a sample that
-        is needed with this margin now; 0 if next to nothing can be saved."""
+        is needed with this margin now; 0 if next to nothing can be saved.  turn: the share of a
+        pull that must be saved besides if it is to be later, or, negative, sooner."""
         if self.frames < FIRST_FRAMES:
             return int(margin_ns < FIRST_MARGIN_MS * MS)
         here = min(max(margin_ns, 0), MAX_MARGIN_MS * MS)
@@ -249,6 +266,8 @@ class PathDelay:
         costs = self.cost_ms[margins_ns // MS]
         best = int(costs.argmin())
         worth_ms = WORTH_MS + WORTH_SHARE * max(0, sooner - best) * pull_ns / MS
+        if (best - sooner) * turn > 0:
+            worth_ms += abs(turn) * pull_ns / MS
         return 0 if costs[best] + worth_ms >= costs[sooner] else best - sooner
 
 
@@ -269,6 +288,7 @@ class JitterBuffer:
         self._waited_samples = 0  # concealed at the cursor, in the hope that its packet comes
         self._concealed_run_samples = 0
         self._stretched_ns = -STRETCH_INTERVAL_NS
+        self._turn = 0.0  # see pulls_to_move, as it was then
         self._content_ns = 0  # when nothing was to be taken back, or some of it was
 
     @property
@@ -531,7 +551,8 @@ class JitterBuffer:
         whole = packet.samples % pull_samples == 0 or pull_samples % packet.samples == 0
         if not whole:  # other frames will begin at the end of a pull, and be needed soonest
             margin_ns -= _duration_ns(needed_samples)
-        surplus_ns = -self._path.pulls_to_move(margin_ns, pull_ns) * pull_ns
+        turn = self._turn * 0.5 ** ((now_ns - self._stretched_ns) / TURN_NS)
+        surplus_ns = -self._path.pulls_to_move(margin_ns, pull_ns, turn) * pull_ns
         if not surplus_ns:
             self._content_ns = now_ns
         urgent = surplus_ns >= URGENT_NS
@@ -545,6 +566,7 @@ class JitterBuffer:
     def stretched(self, samples: int, now_ns: int) -> None:
         """The last frame has become longer by so many samples, or shorter (negative)."""
         self._stretched_ns = self._content_ns = now_ns
+        self._turn = -TURN_SHARE if samples > 0 else TURN_SHARE
         if samples > 0:
             self.stats.lengthened_samples += samples
         else:

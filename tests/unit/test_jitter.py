@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import random
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -97,8 +98,8 @@ def stats_of(bench: Bench) -> JitterStats:
 
 def test_a_steady_stream_plays_every_packet_at_the_floor() -> None:
     bench = Bench(phase_ms=10)
-    operations = bench.run(range(100))
-    assert [op.timestamp for op in operations] == [i * FRAME for i in range(100)]
+    operations = bench.run(range(300))
+    assert [op.timestamp for op in operations] == [i * FRAME for i in range(300)]
     assert {op.action for op in operations} == {Action.DECODE}
     assert {op.payload for op in operations} == {CELT_20}
     assert stats_of(bench).delay_ns == 10 * MS
@@ -112,7 +113,11 @@ def test_a_talkspurt_is_held_until_the_target_has_passed() -> None:
     assert not bench.buffer.sounding
     bench.run(range(1, 10))
     assert bench.operations[1][1].timestamp == 0
-    bench.run(range(10, 30))  # and when more is known, what is too much is taken back
+    bench.run(range(10, 100))
+    assert stats_of(bench).shortened_samples == 0, (
+        "a path may be quick at first, and is not for long"
+    )
+    bench.run(range(100, 400))  # and when more is known, what is too much is taken back
     assert stats_of(bench).shortened_samples > 0
     assert stats_of(bench).delay_ns <= 8 * MS
     assert stats_of(bench).concealed_samples == stats_of(bench).dropped == 0
@@ -273,6 +278,23 @@ def test_jitter_raises_the_target_quickly_and_calm_lowers_it() -> None:
     assert stats_of(bench).target_ns <= 40 * MS
     bench.run(range(1_200, 6_000))
     assert stats_of(bench).target_ns <= FLOOR_NS
+
+
+@pytest.mark.parametrize("phase_ms", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("jitter_ms", [0.3, 0.5, 0.8])
+def test_where_two_margins_cost_the_same_the_sound_does_not_go_to_and_fro(
+    phase_ms: float, jitter_ms: float
+) -> None:
+    """A path as between two programs of one machine: next to no jitter, and pulls that come just
+    after most of it.  Once back from the careful start, and once to and back, in 30 s."""
+    for seed in range(3):
+        rng = random.Random(seed)
+        bench = Bench(phase_ms=phase_ms)
+        for index in range(1_500):
+            bench.insert(index, delay_ms=rng.expovariate(1 / jitter_ms))
+            bench.tick()
+        stats = stats_of(bench)
+        assert stats.shortened_samples + stats.lengthened_samples <= 4 * PERIOD
 
 
 def test_a_rare_late_packet_does_not_delay_everything() -> None:
@@ -614,7 +636,7 @@ def test_clean_path_costs_no_more_than_the_tick_and_the_floor() -> None:
         ("4g", 80, 40, 90),
         ("ge5", 0, 5, 30),
         ("ge15", 0, 5, 30),
-        ("reorder", 40, 40, 40),
+        ("reorder", 45, 45, 40),
         ("drift_p100", 20, 9, 28),  # of 30,000
         ("drift_m100", 20, 9, 30),
         ("step100", 15, 15, 35),
