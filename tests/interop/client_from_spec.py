@@ -37,8 +37,9 @@ NEVER_NS = 1 << 62
 
 HELLO, WELCOME, COOKIE, REFUSED, CONTROL, AUDIO, FEED = 1, 2, 3, 4, 0x10, 0x11, 0x12
 CROWD = 0x13
-PAD, DATA, ACK, PING, PONG, CLOSE = range(6)
+PAD, DATA, ACK, PING, PONG, CLOSE, REPORT = range(7)
 FIRST, LAST = 1, 2  # the same bits for segments (8.1) and audio packets (12.3)
+COPIES = 4
 LEAVING, SHUTDOWN, PROTOCOL, TOO_SLOW, TIMEOUT, REPLACED, UNREACHABLE, EXPELLED = range(8)
 FULL = 3  # of REFUSED (4.4)
 ON_STAGE = ("host", "co_host", "speaker")
@@ -310,6 +311,75 @@ class Opener:
     def lost(self) -> int:
         """Datagrams lost since the lowest one received (12.7)."""
         return self._highest - self._lowest + 1 - self._received if self._highest >= 0 else 0
+
+
+class Reception:
+    """What to report of the media that came: losses, and a queue (12.7)."""
+
+    WINDOW = 32
+    MAX_GAP = 500
+    REPORT_NS = 1_000 * MS
+    REPORTS_AFTER = 60
+    QUEUE_MS = 50
+    MINIMA = 10  # seconds
+
+    def __init__(self) -> None:
+        self._judged = -1  # up to here it is known what was lost
+        self._newest = -1
+        self._came: set[int] = set()  # of those above
+        self._gone = False  # the last that was judged
+        self._expected = self._lost = self._bursts = 0
+        self._minima: deque[tuple[int, int]] = deque(maxlen=self.MINIMA)  # second, least transit
+        self._queue_ns: int | None = None
+        self.due_ns = NEVER_NS
+        self._left = 0
+
+    def count(self, counter: int, now_ns: int) -> None:
+        if self._newest < 0 or counter - self._newest > self.MAX_GAP:
+            self._judged = counter
+            self._came.clear()
+        if self._newest < 0:
+            self.due_ns = now_ns + self.REPORT_NS
+        self._newest = max(self._newest, counter)
+        if counter > self._judged:
+            self._came.add(counter)
+        while self._judged < self._newest - self.WINDOW:
+            self._judged += 1
+            gone = self._judged not in self._came
+            self._came.discard(self._judged)
+            self._expected += 1
+            self._lost += gone
+            self._bursts += gone and not self._gone
+            self._gone = gone
+
+    def heard(self, timestamp: int, now_ns: int) -> None:
+        """The transit of an audio packet; only differences mean anything."""
+        transit_ns = now_ns - timestamp * MS // SAMPLES_PER_MS
+        second = now_ns // (1_000 * MS)
+        if self._minima and self._minima[-1][0] == second:
+            least_ns = min(self._minima.pop()[1], transit_ns)
+        else:
+            least_ns = transit_ns
+        self._minima.append((second, least_ns))
+        late_ns = transit_ns - min(ns for s, ns in self._minima if second - s < self.MINIMA)
+        self._queue_ns = late_ns if self._queue_ns is None else min(self._queue_ns, late_ns)
+
+    def take(self, now_ns: int) -> bytes | None:
+        """The body of a REPORT, when one is due."""
+        first_loss = self._lost and not self._left and not self._gone
+        if now_ns < self.due_ns and not first_loss:
+            return None
+        self.due_ns = now_ns + self.REPORT_NS
+        queue_ms = (self._queue_ns or 0) // MS
+        if self._lost or queue_ms >= self.QUEUE_MS:
+            self._left = self.REPORTS_AFTER
+        counts = (self._expected, self._lost, self._bursts, queue_ms)
+        self._expected = self._lost = self._bursts = 0
+        self._queue_ns = None
+        if not self._left:
+            return None
+        self._left -= 1
+        return b"".join(_u(min(count, 0xFFFF), 2) for count in counts)
 
 
 # --- Chunks (7.1) and the reliable channel (8) ----------------------------------------------------
@@ -1029,18 +1099,32 @@ class Mix:
     flags: int
     audible: tuple[Audible, ...]
     opus: bytes
+    copies: tuple[Mix, ...] = ()  # of earlier packets; who is audible in them is not said
 
 
 def read_mix(text: bytes) -> Mix | None:
-    """A packet of the mix, or None for one to be ignored (12.3)."""
+    """A packet of the mix, or None for one to be ignored (12.3, 12.10)."""
     if len(text) < 6:
         return None
-    flags, n = text[4], text[5]
-    if flags & ~(FIRST | LAST) or n > 32 or len(text) < 6 + 4 * n + 1:
+    timestamp, flags, n = _n(text[:4]), text[4], text[5]
+    if flags & ~(FIRST | LAST | COPIES) or n > 32 or len(text) < 6 + 4 * n + 1:
         return None
     rows = [text[6 + 4 * i : 10 + 4 * i] for i in range(n)]
     audible = tuple(Audible(row[0], row[1], _n(row[2:4])) for row in rows)
-    return Mix(_n(text[:4]), flags, audible, text[6 + 4 * n :])
+    rest = text[6 + 4 * n :]
+    copies: list[Mix] = []
+    if flags & COPIES:
+        count, rest = rest[0], rest[1:]
+        if not 1 <= count <= 3:
+            return None
+        for _ in range(count):
+            back, end = rest[:1], 4 + _n(rest[2:4])
+            if len(rest) <= end or end == 4 or not _n(back) or rest[1] & ~FIRST:
+                return None
+            copied = (timestamp - 120 * _n(back)) % 2**32
+            copies.append(Mix(copied, rest[1], (), rest[4:end]))
+            rest = rest[end:]
+    return Mix(timestamp, flags & ~COPIES, audible, rest, tuple(copies))
 
 
 def read_crowd(text: bytes) -> list[Mix]:
@@ -1089,6 +1173,7 @@ class Playout:
     MAX_CONCEALED_SAMPLES = 4_800
 
     def __init__(self) -> None:
+        self.recovered = 0  # packets that came as a copy alone
         self.clear()
 
     def clear(self) -> None:
@@ -1111,6 +1196,11 @@ class Playout:
             return
         self._least_transit_ns = min(self._least_transit_ns, transit_ns)
         self._newest = max(newest, at)
+        for copy in mix.copies:
+            before = at - (mix.timestamp - copy.timestamp) % 2**32
+            if before not in self._held and (self._cursor is None or before >= self._cursor):
+                self.recovered += 1
+                self._held[before] = (copy, now_ns)
         if self._cursor is None or at >= self._cursor:
             self._held.setdefault(at, (mix, now_ns))
         oldest = self._newest - self.MAX_SPAN_SAMPLES
@@ -1395,6 +1485,7 @@ class Client:
 
         self._sender = ReliableSender()
         self._receiver = ReliableReceiver()
+        self._reception = Reception()
         self.next_id = 1
         self.asked: dict[int, tuple[str, Frame]] = {}  # requests without a reply yet
         self._pongs_owed: deque[bytes] = deque(maxlen=4)
@@ -1507,6 +1598,8 @@ class Client:
         if text is None:
             return
         self.heard_ns = now_ns
+        if not control:
+            self._reception.count(_n(datagram[1:8]), now_ns)
         if self.state == "over":
             if now_ns < self._answer_until_ns:
                 self._send_close()
@@ -1541,6 +1634,10 @@ class Client:
                 if len(body) != 8:
                     raise ViolationError("PING of a wrong length")
                 self._pongs_owed.append(body)
+            elif kind == REPORT:
+                expected, lost, bursts = (_n(body[at : at + 2]) for at in (0, 2, 4))
+                if len(body) != 8 or not bursts <= lost <= expected:
+                    raise ViolationError("REPORT of what cannot be")
             elif kind == PONG:
                 if len(body) != 12:
                     raise ViolationError("PONG of a wrong length")
@@ -1567,6 +1664,7 @@ class Client:
         mix = read_mix(text) if kind == AUDIO else None
         for packet in read_crowd(text) if kind == CROWD else [mix] if mix is not None else []:
             self.playout.put(packet, now_ns)
+            self._reception.heard(packet.timestamp, now_ns)
             self._probes = 0
             self._probe_ns = NEVER_NS if packet.flags & LAST else now_ns + self.PROBES_NS[0]
 
@@ -1686,6 +1784,7 @@ class Client:
             self._receiver.ack_due_ns,
             self._probe_ns,
             self._repair_ns(),
+            self._reception.due_ns,
         )
 
     def poll(self, now_ns: int) -> list[bytes]:
@@ -1735,6 +1834,8 @@ class Client:
 
     def _control_datagram(self, now_ns: int) -> bytes | None:
         text = b""
+        if (report := self._reception.take(now_ns)) is not None:
+            text += chunk(REPORT, report)
         while self._pongs_owed:
             text += chunk(PONG, self._pongs_owed.popleft() + bytes(4))
         padded_bytes = self._ping_bytes or 0

@@ -1795,6 +1795,39 @@ def test_an_evening_of_both_clients(path: Path, seed: int) -> None:
     assert host.client.lost() > 0 if path is ROUGH else host.client.lost() == 0
 
 
+def test_who_reports_losses_gets_earlier_frames_again() -> None:
+    world = MixedWorld(31, Path(jitter_ms=2, loss=0.08, burst_packets=2))
+    host, listener = world.accounts("host", "listener", tones=TONES)
+    world.space(host, listener)
+    host.talking = True
+    world.run(3_000)
+    recovered, lost = listener.client.playout.recovered, listener.client.lost()
+    world.run(20_000)
+    lost = listener.client.lost() - lost
+    assert lost > 40
+    assert listener.client.playout.recovered - recovered > lost / 2
+
+
+def test_who_reports_a_queue_gets_less() -> None:
+    world = MixedWorld(32)
+    host, listener, other = world.accounts("host", "listener", "other", tones=TONES)
+    world.space(host, listener, other)
+    host.talking = True
+
+    def half_rate() -> list[bool]:
+        classes = [c for mix in world.node.mixer._awake for c in mix.plan.classes]
+        return sorted(c.remedy.half_rate for c in classes)
+
+    world.run(3_000)
+    assert half_rate() == [False]
+    world.network.narrow(listener.address, 40_000)
+    world.run(3_000)
+    assert half_rate() == [False, True]
+    world.network.narrow(listener.address, None)
+    world.run(20_000)
+    assert half_rate() == [False]
+
+
 def test_a_crowd_and_its_roster() -> None:
     """110 members with the longest names: replies of twenty datagrams on a lossy network; and a
     crowd that comes at once is asked for cookies."""
