@@ -235,10 +235,6 @@ class PathDelay:
         self._seen *= 1 - weights
         at = min(max((transit_ns - self.base_ns) // MS, 0), MAX_MARGIN_MS - 1)
         self._seen[:, MAX_MARGIN_MS - 1 - at] += weights[:, 0]
-        self._weigh(kind)
-
-    def _weigh(self, kind: Losing) -> None:
-        """What each margin costs, by what was seen."""
         np.add.accumulate(self._seen, axis=1, out=self._late[:, 1:])
         quick, slow, rarely = self._late[:, ::-1]
         late = np.minimum(quick * kind.quick_times, slow)

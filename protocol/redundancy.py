@@ -104,7 +104,7 @@ class Redundancy:
     def _expected_loss_percent(self) -> int:
         if self.loss < FEC_FROM:
             return 0
-        steps = max(1, round(100 * self.loss / FEC_STEP_PERCENT))
+        steps = round(100 * self.loss / FEC_STEP_PERCENT)
         return min(steps * FEC_STEP_PERCENT, MOST_FEC_PERCENT)
 
 
