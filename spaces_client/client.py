@@ -362,7 +362,7 @@ class Client:
         self.received = Received()
         self.playout = Playout(self.profile.channels, complexity=DECODER_COMPLEXITY)
         self._repeater = Repeater()
-        self._talker.remedy = NO_REMEDY
+        self._talker.follow(NO_REMEDY)
         self.clock = ServerClock()
         self._clock_due_ns = self._clock_id = 0
         self._connected_ns = now_ns
@@ -471,7 +471,7 @@ class Client:
                         self.view.newest = max(self.view.newest, status)
                 case Reported(reception):
                     self._repeater.redundancy.report(reception)
-                    self._talker.remedy = self._repeater.redundancy.remedy
+                    self._talker.follow(self._repeater.redundancy.remedy)
                 case session.Closed():
                     events += self._over(event, now_ns)
         self._catch_up(now_ns)
@@ -615,7 +615,7 @@ class Client:
         self.profile = profile
         self.playout = Playout(profile.channels, complexity=DECODER_COMPLEXITY)
         self._talker = self._new_talker(self._talker.timestamp)
-        self._talker.remedy = self._repeater.redundancy.remedy
+        self._talker.follow(self._repeater.redundancy.remedy)
 
     def _out_of_space(self) -> None:
         self.view = SpaceView()

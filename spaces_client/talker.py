@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from protocol.opus import Encoder
 from protocol.packets import AudioFlag, UplinkAudio
 from protocol.profile import VOICE, Profile
-from protocol.redundancy import NO_REMEDY, Remedy
+from protocol.redundancy import Remedy
 
 REFRESH_SAMPLES = 19_200  # libopus: MAX_CONSECUTIVE_DTX, 20 frames of 20 ms
 DTX_BYTES = 2  # an Opus packet this short says "nothing new to hear" (RFC 6716, 2.1.9)
@@ -33,7 +33,6 @@ class Talker:
         settings = {"bitrate": bitrate, "dtx": not profile.music} | profile.encoding
         self._encoder = Encoder(complexity=complexity, **settings)
         self._bitrate = self._encoder.bitrate
-        self._remedy = NO_REMEDY
         self._profile = profile
         self._timestamp = timestamp
         self._talking = False
@@ -44,14 +43,8 @@ class Talker:
         """Of the next block's first sample."""
         return self._timestamp
 
-    @property
-    def remedy(self) -> Remedy:
-        """What is done about the way to the receiver."""
-        return self._remedy
-
-    @remedy.setter
-    def remedy(self, remedy: Remedy) -> None:
-        self._remedy = remedy
+    def follow(self, remedy: Remedy) -> None:
+        """What the encoder is to do about the way to the receiver, from now on."""
         remedy.apply(self._encoder, self._bitrate)
 
     def talk(self, block: NDArray[np.float32]) -> UplinkAudio | None:

@@ -157,9 +157,9 @@ def test_fec_comes_with_losses_and_goes_with_them() -> None:
         return sum(p is not None and packet_has_fec(p.opus) for p in packets)
 
     assert with_fec(voice[:50]) == 0
-    talker.remedy = Remedy(expected_loss_percent=10)
+    talker.follow(Remedy(expected_loss_percent=10))
     assert with_fec(voice[50:100]) > 10
-    talker.remedy = NO_REMEDY
+    talker.follow(NO_REMEDY)
     talker.talk(voice[100])  # what was said before is in this one still
     assert with_fec(voice[101:]) == 0
 
@@ -172,7 +172,7 @@ def test_half_the_rate_while_the_way_is_too_narrow() -> None:
         return sum(len(p.opus) for p in map(talker.talk, blocks) if p is not None)
 
     before = sent_bytes(voice[:50])
-    talker.remedy = Remedy(half_rate=True)
+    talker.follow(Remedy(half_rate=True))
     assert sent_bytes(voice[:50]) < 0.6 * before
-    talker.remedy = NO_REMEDY
+    talker.follow(NO_REMEDY)
     assert sent_bytes(voice[:50]) > 0.9 * before
