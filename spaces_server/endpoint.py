@@ -46,7 +46,7 @@ MAX_HALF_OPEN = 4_096
 # dropped, before anything is done for it: it will come again.
 MAX_WAITING = 512
 COOKIE_LIFETIME_NS = 60_000 * MS
-TOGETHER_NS = 1_000 * MS  # far deadlines are kept by the second: each tick that wakes costs
+TOGETHER_NS = 4_000 * MS  # far deadlines are met together: each tick that wakes costs
 LOAD_WINDOW_NS = 1_000 * MS
 COOKIES_ABOVE_HELLOS_PER_S = 1_000  # as many handshakes as one core makes; beyond: show a cookie
 GREETING = encode_greeting(AGENT)
@@ -61,7 +61,7 @@ class Session:
     identity: bytes
     connection: Connection
     agent: str
-    wakes_ns: tuple[int, ...] = ()  # the deadlines that stand in the heap for it, the next one last
+    wakes_ns: tuple[int, ...] = ()  # the deadlines that are kept for it, the next one last
     gone: bool = False
 
 
@@ -121,7 +121,8 @@ class Endpoint:
     _waiting: OrderedDict[bytes, tuple[Hello, bytes]] = field(default_factory=OrderedDict)
     _half_open: OrderedDict[int, _HalfOpen] = field(default_factory=OrderedDict)
     _by_hello: dict[bytes, int] = field(default_factory=dict)
-    _deadlines: list[tuple[int, int]] = field(default_factory=list)
+    _deadlines: list[int] = field(default_factory=list)  # a heap
+    _by_deadline: dict[int, list[int]] = field(default_factory=dict)  # indices of sessions
     _window_start_ns: int = 0
     _window_hellos: int = 0
     _cookies: _Cookies = field(init=False)
@@ -293,21 +294,27 @@ class Endpoint:
         connection = session.connection
         for datagram in connection.transmit(now_ns):
             self.outbox.append((datagram, connection.address))
-        self._watch(session, now_ns)
+        self._watch(session, connection.deadline_ns, now_ns)
 
-    def _watch(self, session: Session, now_ns: int) -> None:
-        deadline_ns = max(session.connection.deadline_ns, now_ns + 1)  # a later tick's, in any case
-        if deadline_ns - now_ns > TOGETHER_NS:
+    def _watch(self, session: Session, deadline_ns: int, now_ns: int) -> None:
+        if deadline_ns <= now_ns:
+            deadline_ns = now_ns + 1  # a later tick's, in any case
+        elif deadline_ns - now_ns > TOGETHER_NS:
             deadline_ns = -(-deadline_ns // TOGETHER_NS) * TOGETHER_NS
-        if not session.wakes_ns or deadline_ns < session.wakes_ns[-1]:
-            session.wakes_ns += (deadline_ns,)
-            heapq.heappush(self._deadlines, (deadline_ns, session.index))
+        wakes_ns = session.wakes_ns
+        if not wakes_ns or deadline_ns < wakes_ns[-1]:
+            session.wakes_ns = (*wakes_ns, deadline_ns)
+            indices = self._by_deadline.get(deadline_ns)
+            if indices is None:
+                indices = self._by_deadline[deadline_ns] = []
+                heapq.heappush(self._deadlines, deadline_ns)
+            indices.append(session.index)
 
     @property
     def due_ns(self) -> int:
         """When `tick` has something to do next; far away if there is nobody."""
         times = [half.expires_ns for half in islice(self._half_open.values(), 1)]
-        times += [due_ns for due_ns, _ in self._deadlines[:1]]
+        times += self._deadlines[:1]
         return min(times, default=NEVER_NS)
 
     def tick(self, now_ns: int) -> list[tuple[Session, Closed]]:
@@ -315,19 +322,21 @@ class Endpoint:
         while self._half_open and next(iter(self._half_open.values())).expires_ns <= now_ns:
             self._forget_half_open()
         lost: list[tuple[Session, Closed]] = []
-        while self._deadlines and self._deadlines[0][0] <= now_ns:
-            due_ns, index = heapq.heappop(self._deadlines)
-            session = self.sessions.get(index)
-            if session is None or session.wakes_ns[-1:] != (due_ns,):
-                continue  # gone; another may have its index by now
-            session.wakes_ns = session.wakes_ns[:-1]
-            connection = session.connection
-            if connection.deadline_ns > now_ns:
-                self._watch(session, now_ns)  # heard meanwhile, as most are
-                continue
-            lost += [(session, e) for e in connection.tick(now_ns) if isinstance(e, Closed)]
-            if connection.over(now_ns):
-                del self.sessions[index]
-            else:
-                self.flush(session, now_ns)
+        while self._deadlines and self._deadlines[0] <= now_ns:
+            due_ns = heapq.heappop(self._deadlines)
+            for index in self._by_deadline.pop(due_ns):
+                session = self.sessions.get(index)
+                if session is None or session.wakes_ns[-1:] != (due_ns,):
+                    continue  # gone; another may have its index by now
+                session.wakes_ns = session.wakes_ns[:-1]
+                connection = session.connection
+                deadline_ns = connection.deadline_ns
+                if deadline_ns > now_ns:
+                    self._watch(session, deadline_ns, now_ns)  # heard meanwhile, as most are
+                    continue
+                lost += [(session, e) for e in connection.tick(now_ns) if isinstance(e, Closed)]
+                if connection.over(now_ns):
+                    del self.sessions[index]
+                else:
+                    self.flush(session, now_ns)
         return lost

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 MAX_BURST = 3  # ticks that may be made up for at once
-MAX_REST_NS = 1_000_000_000
+MAX_REST_NS = 4_000_000_000
 LATENESS_SAMPLES = 4096  # 82 s of ticks at 20 ms
 
 _NS_PER_MS = 1_000_000

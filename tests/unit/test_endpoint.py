@@ -41,6 +41,7 @@ from spaces_server.endpoint import (
     COOKIE_LIFETIME_NS,
     HALF_OPEN_TIMEOUT_NS,
     LOAD_WINDOW_NS,
+    TOGETHER_NS,
     Endpoint,
     Session,
 )
@@ -802,7 +803,7 @@ def test_a_session_of_which_nothing_is_heard_is_told_once_and_forgotten() -> Non
     house.connected("ada")
     session = sole(house)
     assert house.tick(IDLE_TIMEOUT_NS / MS - 1) == []
-    ((lost, closed),) = house.tick(1)
+    ((lost, closed),) = house.tick(TOGETHER_NS / MS)
     assert lost is session
     assert not closed.by_peer
     assert not house.endpoint.talking
@@ -810,6 +811,7 @@ def test_a_session_of_which_nothing_is_heard_is_told_once_and_forgotten() -> Non
     assert house.tick(60_000) == []
     assert house.endpoint.sessions == {}
     assert house.endpoint._deadlines == []
+    assert house.endpoint._by_deadline == {}
 
 
 def test_a_session_that_talks_is_kept() -> None:
@@ -821,7 +823,7 @@ def test_a_session_that_talks_is_kept() -> None:
             assert guest.client.tick(house.now_ns) == []
         house.pump(guest)
     assert len(house.endpoint.sessions) == 1
-    assert len(house.endpoint._deadlines) <= 10, "deadlines do not pile up"
+    assert sum(map(len, house.endpoint._by_deadline.values())) <= 10, "deadlines do not pile up"
 
 
 def test_a_client_that_leaves_is_heard_and_forgotten_after_a_moment() -> None:

@@ -163,7 +163,7 @@ class Scene:
     def state(self) -> object:
         endpoint = self.house.endpoint
         return state_of(
-            [endpoint.sessions, endpoint._half_open, endpoint._by_hello, endpoint._deadlines]
+            [endpoint.sessions, endpoint._half_open, endpoint._by_hello, endpoint._by_deadline]
         )
 
     @property

@@ -711,7 +711,7 @@ def test_lateness_can_be_of_the_ticks_since_a_moment() -> None:
 
 
 def test_a_ticker_with_nothing_due_rests() -> None:
-    """An hour of nothing is a wake-up a second; the numbers go on as if each tick had run."""
+    """Nothing for hours is a wake-up every few seconds; the numbers go on all the same."""
     ticks = Ticks(due=lambda now_ns: now_ns + 3_600_000 * MS)
     for _ in range(3_600):
         ticks.loop.fire()
