@@ -302,6 +302,14 @@ class JitterBuffer:
         """The relative delay of the last packet."""
         return self._path.latest_ns
 
+    @property
+    def spare_ns(self) -> int:
+        """How much later the last packet was played than its path needs: its sender could send so
+        much later.  0 while little is known."""
+        if self._path.frames < FIRST_FRAMES:
+            return 0
+        return max(0, self.stats.delay_ns - self.stats.target_ns)
+
     # -- packets in
 
     def insert(

@@ -127,6 +127,11 @@ class Playout:
         return self._jitter.late_ns
 
     @property
+    def spare_ns(self) -> int:
+        """How much later the last packet was played than its path needs."""
+        return self._jitter.spare_ns
+
+    @property
     def stats(self) -> JitterStats:
         return self._jitter.stats
 

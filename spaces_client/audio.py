@@ -62,6 +62,11 @@ class AudioInput(Protocol):
         """
         ...
 
+    def postpone(self, samples: int) -> int:
+        """In a pause: the frames from now on come so much later, and what would have been captured
+        meanwhile is left out. -> by how many samples in fact: none if it cannot be done."""
+        return 0
+
     async def finished(self) -> None:
         """Return when the input has ended or was stopped. A device never ends by itself."""
         ...

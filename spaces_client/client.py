@@ -50,6 +50,7 @@ from protocol.profile import VOICE, Profile, profile_of
 from protocol.redundancy import NO_REMEDY, Repeater
 from protocol.reliable import ChannelFull
 from spaces_client import AGENT
+from spaces_client.alignment import Alignment
 from spaces_client.audio import with_channels
 from spaces_client.delay import ASK_FIRST_NS, ASK_NS, EXCHANGES, Ears, ServerClock, VoiceOrigin
 from spaces_client.talker import Talker
@@ -264,6 +265,7 @@ class Client:
         self._complexity = complexity
         self._talker = self._new_talker(int.from_bytes(entropy(4)))
         self._origin = VoiceOrigin()
+        self._alignment = Alignment(self.profile.frame_samples)
         self._clock_due_ns: int | float = 0  # when to ask for the server's clock, if it is needed
         self._clock_wanted = False
         self._clock_id = 0  # of the request that has no answer yet
@@ -364,6 +366,7 @@ class Client:
         self._repeater = Repeater()
         self._talker.follow(NO_REMEDY)
         self.clock = ServerClock()
+        self._alignment = Alignment(self.profile.frame_samples)
         self._clock_due_ns = self._clock_id = 0
         self._connected_ns = now_ns
         if self.trouble is None:
@@ -566,8 +569,9 @@ class Client:
                 return [Reconnected(), Changed()]
             case frames.Error(re=self._rejoin_id):
                 return self._not_let_in(reply, now_ns)
-            case frames.Clocks(now=clock, voices=voices):
+            case frames.Clocks(now=clock, voices=voices, spare=spare):
                 self._clock_id = 0
+                self._alignment.told(spare)
                 self.clock.answered(clock, self._clock_asked_ns, now_ns)
                 self.ears.learn(voices)
             case frames.Error(re=self._clock_id, code=code):
@@ -610,6 +614,7 @@ class Client:
     def _sound_as(self, profile: Profile) -> None:
         self.ears = Ears(profile.frame_samples)
         self._origin = VoiceOrigin()  # frames may have another length from now on
+        self._alignment = Alignment(profile.frame_samples)
         if profile == self.profile:
             return
         self.profile = profile
@@ -697,7 +702,19 @@ class Client:
             packet = self._repeater.repeat(packet)
             self._outbox.append(self._connection.send_media(Kind.AUDIO, packet.pack()))
             self._clock_wanted |= captured_ns is not None
+            self._alignment.sent(len(block))
         return packet
+
+    @property
+    def later_samples(self) -> int:
+        """By how much later the microphone's frames are best to come from now on; 0 while a
+        talkspurt goes on."""
+        return 0 if self._talker.talking else self._alignment.later_samples
+
+    def moved(self, samples: int) -> None:
+        """They do: so many samples of the microphone were left out before the next frame."""
+        self._talker.leave_out(samples)
+        self._alignment.moved()
 
     def play(self, out: NDArray[np.float32], now_ns: int) -> bool:
         """Fills `out`, (n,) or (n, 2), with what is to be heard next; -> whether it is anything but
@@ -790,6 +807,7 @@ class Client:
             frames.AskClock, **({} if offset is None else {"offset": offset})
         )
         self._clock_asked_ns = now_ns
+        self._alignment.asked()
 
     @property
     def deadline_ns(self) -> int:

@@ -291,6 +291,8 @@ class DeviceInput(AudioInput):
         self._running: _Running | None = None
         self._push: Push | None = None
         self._profile = VOICE
+        self._callback_samples = 0  # how many the device gave last
+        self._left_out_samples = 0  # before the next frame
         self._stopped = asyncio.Event()
         # What the event loop may be late by before sound is lost.
         self.ring = Ring(_MAX_RING_SAMPLES)
@@ -315,16 +317,28 @@ class DeviceInput(AudioInput):
         """In the device's thread: takes bytes of float32 samples, as many as the device likes."""
         while True:
             captured = yield
-            self.ring.write(np.frombuffer(captured, np.float32).reshape(self._profile.shape(-1)))
+            samples = np.frombuffer(captured, np.float32).reshape(self._profile.shape(-1))
+            self._callback_samples = len(samples)
+            self.ring.write(samples)
             running.in_loop(self._drain)
 
     def _drain(self) -> None:
         now_ns = time.monotonic_ns()
         frame_samples = self._profile.frame_samples
-        while self._push and len(self.ring) >= frame_samples:
-            block: Samples = np.empty(self._profile.shape(frame_samples), np.float32)
+        while self._push and len(self.ring) >= self._left_out_samples + frame_samples:
+            taken = self._left_out_samples + frame_samples
+            block: Samples = np.empty(self._profile.shape(taken), np.float32)
             self.ring.read(block)
+            block = block[self._left_out_samples :]
+            self._left_out_samples = 0
             self._push(block, now_ns - len(self.ring) * 1_000_000_000 // SAMPLE_RATE_HZ)
+
+    def postpone(self, samples: int) -> int:
+        """By whole callbacks of the device: a frame that is full between two of them waits here."""
+        if not self._callback_samples:
+            return 0
+        self._left_out_samples = samples - samples % self._callback_samples
+        return self._left_out_samples
 
 
 class DeviceOutput(AudioOutput):

@@ -368,6 +368,12 @@ class LiveSpace(Session):
         if packet is not None and self.on_sent is not None:
             self.on_sent(packet, time.monotonic_ns())
         self._flush()
+        later_samples = self.client.later_samples
+        if later_samples and self._input is not None:
+            moved_samples = self._input.postpone(later_samples)
+            self.client.moved(moved_samples)
+            if self._voice is not None:
+                self._voice.left_out(moved_samples)
 
     def _pull(self, out: NDArray[np.float32], now_ns: int) -> None:
         self.client.play(out, now_ns)

@@ -13,6 +13,7 @@ from protocol.profile import VOICE, Profile
 from spaces_client.audio import (
     BLOCK_MS,
     BLOCK_SAMPLES,
+    SAMPLE_RATE_HZ,
     AudioInput,
     AudioOutput,
     Pull,
@@ -53,6 +54,12 @@ class Ticker:
     def cancel(self) -> None:
         self._timer.cancel()
 
+    def postpone(self, by_s: float) -> None:
+        """All deadlines from now on are so much later."""
+        self._timer.cancel()
+        self._deadline_s += by_s
+        self._timer = self._scheduler.call_at(self._deadline_s, self._run)
+
     def _run(self) -> None:
         deadline_s = self._deadline_s
         now_s = self._scheduler.time()
@@ -79,6 +86,12 @@ class Looped(AudioInput):
             asyncio.get_running_loop(),
             profile.frame_samples / 48,
         )
+
+    def postpone(self, samples: int) -> int:
+        if self._ticker is None:
+            return 0
+        self._ticker.postpone(samples / SAMPLE_RATE_HZ)
+        return samples
 
     async def finished(self) -> None:
         await asyncio.Event().wait()  # never

@@ -43,6 +43,15 @@ class Talker:
         """Of the next block's first sample."""
         return self._timestamp
 
+    @property
+    def talking(self) -> bool:
+        """Whether a talkspurt goes on."""
+        return self._talking
+
+    def leave_out(self, samples: int) -> None:
+        """So many were never captured, between two talkspurts: the next block begins later."""
+        self._step(samples)
+
     def follow(self, remedy: Remedy) -> None:
         """What the encoder is to do about the way to the receiver, from now on."""
         remedy.apply(self._encoder, self._bitrate)

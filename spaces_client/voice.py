@@ -60,6 +60,10 @@ class VoiceProcessor:
         """Tell what went to the loudspeaker, shape (n,): it is what echoes. Copied."""
         self._far = np.concatenate((self._far, np.nan_to_num(far)))[-_MAX_FAR_SAMPLES:]
 
+    def left_out(self, samples: int) -> None:
+        """The microphone's next block begins so much later: what was played then is not for it."""
+        self._far = self._far[samples:]
+
     def process(self, near: Samples) -> Samples:
         """One block from the microphone, shape (n,) of 10 or 20 ms, to one cleaned block of the
         same shape."""

@@ -21,7 +21,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from protocol import frames
+from protocol.clock import samples_at
 from protocol.connection import (
     CloseCode,
     Closed,
@@ -542,6 +545,8 @@ class Node:
     def _apply(self, placed: list[Placed], turn: _Turn, now_ns: int) -> None:
         for name, effect in placed:
             match effect:
+                case Answer(frames.Clocks() as clocks):
+                    turn.answer = self._with_spare(turn, clocks)
                 case Answer(frame):
                     turn.answer = frame
                 case Save(changes):
@@ -581,6 +586,12 @@ class Node:
         for name in dict.fromkeys(name for name, _ in placed):
             if name in self._rooms:
                 self._watch(self._rooms[name], now_ns)
+
+    def _with_spare(self, turn: _Turn, clocks: frames.Clocks) -> frames.Clocks:
+        """With what the mixer alone knows of the asker's audio."""
+        seat = None if turn.asker is None else self._seats.get(turn.asker.index)
+        source = None if seat is None else seat.room.mix.sources.get(seat.member)
+        return clocks if source is None else replace(clocks, spare=samples_at(source.spare_ns))
 
     def _settle(self, turn: _Turn, now_ns: int) -> None:
         """Stores what the turn saves, and answers when that is durable.  Whoever asks for what is

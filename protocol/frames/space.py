@@ -326,10 +326,12 @@ class VoiceClock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Clocks(Reply, frozen=True, kw_only=True, tag="clocks"):
-    """now: the server's clock, in samples of 48 kHz, modulo 2^32.  voices: those that are known."""
+    """now: the server's clock, in samples of 48 kHz, modulo 2^32.  voices: those that are known.
+    spare: by how many samples later the asker's last packets of audio could have come."""
 
     now: U32
     voices: list[VoiceClock]
+    spare: U32 = 0
 
 
 class Said(Reply, frozen=True, kw_only=True, tag="said"):

@@ -52,6 +52,11 @@ class Source:
         """How much later the last packet came than the quickest of the last seconds would have."""
         return self._playout.late_ns
 
+    @property
+    def spare_ns(self) -> int:
+        """How much later the speaker could send, and be heard no later."""
+        return self._playout.spare_ns
+
     def stop(self) -> None:
         """The speaker was muted or has left the stage: the next tick fades out, no more comes."""
         self.stopped = True

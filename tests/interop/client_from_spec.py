@@ -842,7 +842,7 @@ REPLIES = {
     "roster_page": _map(members=_array(_MEMBER), more=_is_bool),
     "updates": _BATCH,
     "state": _map(space=_SPACE, you=_MEMBER, snapshot=_SNAPSHOT),
-    "clocks": _map(now=_is_u32, voices=_array(_map(seat=_is_u32, offset=_is_u32))),
+    "clocks": _map(now=_is_u32, voices=_array(_map(seat=_is_u32, offset=_is_u32)), spare_=_is_u32),
     "said": _map(line=_is_u32),
     "account": _map(account=_ACCOUNT, server=_one_of("open", "limited")),
     "device_code": _map(code=_TOKEN, until=_is_u32),

@@ -123,6 +123,7 @@ class World:
         self.rng = random.Random(seed)
         self.now_ns = 1_000 * MS
         self.clocked = False  # whether speakers know when they were recorded, and tell
+        self.aligned = False  # whether their frames begin when it is best
         self.people: list[Person] = []
         self.complexity = complexity
         self.after_tick: list[Watch] = []
@@ -280,12 +281,16 @@ class World:
         """A frame of one person's time: speak, listen, timers."""
         client = person.client
         samples = client.profile.frame_samples
+        later = 0
         if client.phase is c.Phase.CONNECTED:
             block = person.block(samples)
             if person.rogue and not client.may_speak:
                 self._talk_all_the_same(person, block)
             else:
                 client.talk(block, self.now_ns if self.clocked else None)
+            later = client.later_samples if self.aligned else 0
+            if later:
+                client.moved(later)
         out = np.empty(samples, np.float32)
         if not person.heard:
             person.heard_since_ns = self.now_ns
@@ -295,7 +300,8 @@ class World:
             self._take(person, client.tick(self.now_ns))
         self._transmit(person)
         if not client.finished(self.now_ns):
-            self.at(self.now_ns + samples * 62_500 // 3, lambda: self._beat(person))
+            beat_ns = self.now_ns + (samples + later) * 62_500 // 3
+            self.at(beat_ns, lambda: self._beat(person))
 
     def _talk_all_the_same(self, person: Person, block: NDArray[np.float32]) -> None:
         """As a client does that does not care what it may do."""

@@ -12,6 +12,7 @@ import wave
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import miniaudio
 import numpy as np
@@ -264,6 +265,25 @@ async def test_wav_input_catches_up_with_a_hiccup_but_not_with_a_long_halt(tmp_p
     source.stop()
 
 
+async def test_wav_input_can_be_postponed(tmp_path: Path) -> None:
+    """Even by whoever takes the block that comes just now."""
+    path = write_wav(tmp_path / "a.wav", sine(440, 48_000, 480_000), 48_000)
+    clock = VirtualTime()
+    times: list[int] = []
+    source = WavInput(path, scheduler=clock)
+    assert source.postpone(240) == 0, "it has not begun"
+
+    def push(block: Samples, at_ns: int) -> None:
+        times.append(at_ns)
+        if len(times) == 3:
+            assert source.postpone(240) == 240
+
+    source.start(push)
+    clock.run(0.1)
+    source.stop()
+    assert np.diff(times) / 1e6 == pytest.approx([20, 20, 25, 20], abs=0.01)
+
+
 async def test_wav_input_loops_without_a_seam(tmp_path: Path) -> None:
     # 440 periods in 44,100 samples: the sine goes on through the end of the file.
     path = write_wav(tmp_path / "a.wav", sine(440, 44_100, 44_100), 44_100, "float32")
@@ -507,6 +527,32 @@ async def test_microphone_thread_feeds_the_loop() -> None:
 
 
 @pytest.mark.usefixtures("pretend_devices")
+async def test_a_microphone_is_postponed_by_whole_callbacks() -> None:
+    """What its thread gives, given here: 10 ms at a time."""
+    microphone = devices.DeviceInput()
+    pushed: list[Samples] = []
+    microphone.start(lambda block, captured_ns: pushed.append(block))
+    microphone.stop()
+    microphone._push = lambda block, captured_ns: pushed.append(block)
+    pushed.clear()
+    microphone.ring = devices.Ring(8 * BLOCK_SAMPLES)
+    microphone._callback_samples = 0
+    assert microphone.postpone(700) == 0, "nothing is known of the device"
+    device = microphone._capture(SimpleNamespace(in_loop=lambda call: call()))  # type: ignore[arg-type]
+    next(device)
+    samples = np.arange(10 * 480, dtype=np.float32)
+    for callback in samples.reshape(-1, 480)[:4]:
+        device.send(bytearray(callback.tobytes()))
+    assert [block[0] for block in pushed] == [0, 960]
+    assert microphone.postpone(479) == 0
+    assert microphone.postpone(700) == 480
+    for callback in samples.reshape(-1, 480)[4:]:
+        device.send(bytearray(callback.tobytes()))
+    assert [block[0] for block in pushed] == [0, 960, 2_400, 3_360]
+    assert all(len(block) == BLOCK_SAMPLES for block in pushed)
+
+
+@pytest.mark.usefixtures("pretend_devices")
 async def test_speakers_thread_drains_the_loop() -> None:
     ten = asyncio.Event()
     fills: list[int] = []
@@ -623,6 +669,20 @@ def test_what_is_played_by_halves_of_a_block_is_taken_in_whole_ones() -> None:
         assert (voice.process(near) == halves.process(near)).all()
     halves.played(far[:480])
     assert halves.process(near).shape == near.shape
+
+
+@needs_voice
+def test_what_the_microphone_leaves_out_is_left_out_of_what_was_played() -> None:
+    """The echo goes on being as late as it was."""
+    voice, other = VoiceProcessor(), VoiceProcessor()
+    rng = np.random.default_rng(6)
+    far = (0.1 * rng.standard_normal(3 * BLOCK_SAMPLES)).astype(np.float32)
+    near = np.zeros(BLOCK_SAMPLES, np.float32)
+    voice.played(far[: BLOCK_SAMPLES + 240])
+    voice.left_out(240)
+    other.played(far[240 : BLOCK_SAMPLES + 240])
+    assert (voice._far == other._far).all()
+    assert (voice.process(near) == other.process(near)).all()
 
 
 @needs_voice

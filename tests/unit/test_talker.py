@@ -57,6 +57,18 @@ def test_timestamps_count_silence_too_and_wrap() -> None:
             assert packet.timestamp == (start + number * FRAME) % 2**32
 
 
+def test_what_is_left_out_counts() -> None:
+    talker = Talker(complexity=0, timestamp=5)
+    assert not talker.talking
+    talker.talk(tone(0))
+    assert talker.talking
+    talker.pause(FRAME)
+    talker.leave_out(240)
+    packet = talker.talk(tone(0))
+    assert packet is not None
+    assert packet.timestamp == 5 + 2 * FRAME + 240
+
+
 def test_a_pause_ends_a_talkspurt_once() -> None:
     talker = Talker(complexity=0)
     assert talker.pause(FRAME) is None
