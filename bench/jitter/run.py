@@ -65,8 +65,10 @@ class Run:
         figures, heard = play(trace, spoken, self.receiver)
         added_ms = np.array([added for _, added in figures.delays])
         mean_ms = float(added_ms.mean())
-        later_ms = mean_ms + trace.least_ms + LOOKAHEAD_MS
-        scores = quality(spoken, heard, later_ms) if self.sound else None
+        later_ms = trace.least_ms + LOOKAHEAD_MS
+        began_ms = trace.packets[0].send_ms
+        delays = [(when - began_ms, added + later_ms) for when, added in figures.delays]
+        scores = quality(spoken, heard, delays) if self.sound else None
         percent = 100 / len(trace.packets)
         concealed_pct = figures.concealed * percent
         row = {

@@ -38,7 +38,14 @@ def said(trace: Trace, blocks: Samples) -> Samples:
     first = trace.packets[0].number
     spoken = np.zeros((trace.packets[-1].number - first + 1, BLOCK_SAMPLES), np.float32)
     for packet in trace.packets:
-        spoken[packet.number - first] = blocks[packet.number % len(blocks)]
+        if packet.quiet:
+            continue
+        block = spoken[packet.number - first]
+        block[:] = blocks[packet.number % len(blocks)]
+        if packet.first:
+            block *= np.linspace(0, 1, BLOCK_SAMPLES, dtype=np.float32)
+        if packet.last:
+            block *= np.linspace(1, 0, BLOCK_SAMPLES, dtype=np.float32)
     return spoken
 
 

@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -36,15 +37,23 @@ def test_a_trace_is_read_as_it_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / "path.csv"
     path.write_text(
         "seq,ts,send_ms,arrive_ms,mark\n0,0,0.0,41.5,1\n1,1,20.0,,0\n2,9,180.0,220.25,1\n"
+        "3,29,580.0,620.0,0\n4,30,600.0,640.0,1\n"
     )
     trace = read_trace(path)
     assert trace.name == "path"
-    assert trace.least_ms == 40.25
+    assert trace.least_ms == 40
     assert trace.packets == [
-        Sent(0, 0.0, 41.5, first=True, last=False),
-        Sent(1, 20.0, None, first=False, last=True),
-        Sent(9, 180.0, 220.25, first=True, last=True),
+        Sent(0, 0.0, 41.5, first=True, last=False, quiet=False),
+        Sent(1, 20.0, None, first=False, last=True, quiet=False),
+        Sent(9, 180.0, 220.25, first=True, last=True, quiet=False),
+        Sent(29, 580.0, 620.0, first=False, last=True, quiet=True),
+        Sent(30, 600.0, 640.0, first=True, last=True, quiet=False),
     ]
+    spoken = said(trace, np.ones((40, 960), np.float32))
+    assert spoken.shape == (31, 960)
+    assert np.flatnonzero(spoken.any(axis=1)).tolist() == [0, 1, 9, 30]
+    assert spoken[0, 0] == spoken[1, -1] == 0, "no word is cut"
+    assert spoken[0, -1] == spoken[1, 0] == 1
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "seq,ts,send_ms,arrive_ms,mark\n0,0,x,,1\n"])
