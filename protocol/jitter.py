@@ -12,7 +12,9 @@ while it plays it stretches or shortens the sound towards the cheapest margin.
 
 A frame may come by several ways: its own packet, a copy in a later one, the in-band FEC of the
 next. The first of them is when it came. So the buffer waits for copies exactly as far as that is
-worth it, and not at all where nothing is lost.
+worth it, and not at all where nothing is lost.  A copy that was not needed says when the frame
+would have come, had its own packet been lost, and counts as a small part of a frame: long bursts
+are rare, and what reaches behind them would be forgotten from one to the next.
 (After WebRTC's NetEQ: relative delay, forgetting histogram, its optimizer's cost of a loss,
 decisions apart from decoding.)
 """
@@ -94,6 +96,7 @@ class Losing(NamedTuple):
 PLAIN: Final = Losing(20, 300, 10)
 # Copies are sent because frames are missing, in bursts: not to wait for them would waste them.
 COPIED: Final = Losing(200, 800, 100)
+SPARE_COPY_SHARE: Final = 0.003  # of a frame that comes as late
 
 
 class Action(Enum):
@@ -245,6 +248,12 @@ class PathDelay:
         self.cost_ms[GUARD_MS:] += rare_ms[:-GUARD_MS]
         self.cost_ms[:GUARD_MS] += rare_ms[0]
 
+    def record_spare_copy(self, transit_ns: int) -> None:
+        """A copy has come of a frame that was there: had that been lost, it would come now."""
+        assert self.base_ns is not None
+        at = min(max((transit_ns - self.base_ns) // MS, 0), MAX_MARGIN_MS - 1)
+        self._seen[:2, MAX_MARGIN_MS - 1 - at] += SPARE_COPY_SHARE * self._weights[:2, 0]
+
     @property
     def target_ms(self) -> int:
         """The cheapest margin."""
@@ -349,6 +358,8 @@ class JitterBuffer:
             return Verdict.LATE
         if self._came.get(unwrapped):
             stats.duplicate += not copy
+            if copy:
+                path.record_spare_copy(transit_ns)
             return Verdict.DUPLICATE
         if not copy:
             self._newest = unwrapped

@@ -36,7 +36,7 @@ MOST_FEC_PERCENT: Final = 30
 UP: Final = 0.25  # the weight of a report that is worse than those before it,
 DOWN: Final = 0.06  # and of one that is better: copies stay for half a minute
 BURST_MEMORY: Final = 0.97  # what is left of the bursts of a report at the next one
-BURST_REACH: Final = 4  # frames back for each frame that bursts are longer than one
+BURST_REACH: Final = 5  # frames back for each frame that bursts are longer than one
 
 
 class Remedy(NamedTuple):

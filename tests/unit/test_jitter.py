@@ -329,6 +329,26 @@ def test_copies_are_waited_for_while_they_come_and_no_longer() -> None:
     assert stats.delay_ns <= 20 * MS
 
 
+def test_copies_say_for_how_long_to_wait_before_the_long_burst_comes() -> None:
+    """Each packet has the frames three and five before it.  One frame in fifty is lost, alone; then
+    five in a row are, and the first of them comes with the sixth."""
+    bench = Bench()
+    lost = {index for index in range(100, 700) if index % 50 == 7} | set(range(700, 705))
+    for index in range(800):
+        if index not in lost:
+            for back in (5, 3):
+                if index >= back:
+                    at = (index - back) * FRAME
+                    bench.buffer.insert(at, CELT_20, index * TICK_NS, copy=True)
+            bench.insert(index)
+        bench.tick()
+        if index == 699:
+            assert stats_of(bench).target_ns >= 100 * MS
+            before = stats_of(bench).concealed_samples
+    assert stats_of(bench).concealed_samples == before, "all five came in time"
+    assert stats_of(bench).delay_ns <= 130 * MS
+
+
 def test_a_copy_of_a_frame_that_is_there_changes_nothing() -> None:
     bench = Bench()
     bench.run(range(50))

@@ -51,8 +51,8 @@ def reported(lost: int, bursts: int, reports: int = 30) -> Redundancy:
 
 def test_copies_reach_as_far_back_as_bursts_are_long() -> None:
     assert reported(1, 1).remedy.copies == (1,)
-    assert max(reported(4, 3).remedy.copies) == 2
-    assert max(reported(4, 2).remedy.copies) == DEEPEST - 1
+    assert max(reported(6, 5).remedy.copies) == 2
+    assert max(reported(3, 2).remedy.copies) == 3
     assert max(reported(15, 3).remedy.copies) == DEEPEST
     assert (
         len(reported(1, 1).remedy.copies)
