@@ -96,7 +96,7 @@ class Losing(NamedTuple):
 PLAIN: Final = Losing(20, 300, 10)
 # Copies are sent because frames are missing, in bursts: not to wait for them would waste them.
 COPIED: Final = Losing(200, 800, 100)
-SPARE_COPY_SHARE: Final = 0.003  # of a frame that comes as late
+SPARE_COPY_SHARE: Final = 0.0015  # of a frame that comes as late
 
 
 class Action(Enum):

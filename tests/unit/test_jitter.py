@@ -330,13 +330,13 @@ def test_copies_are_waited_for_while_they_come_and_no_longer() -> None:
 
 
 def test_copies_say_for_how_long_to_wait_before_the_long_burst_comes() -> None:
-    """Each packet has the frames three and five before it.  One frame in fifty is lost, alone; then
+    """Each packet has the frames four and five before it.  One frame in fifty is lost, alone; then
     five in a row are, and the first of them comes with the sixth."""
     bench = Bench()
     lost = {index for index in range(100, 700) if index % 50 == 7} | set(range(700, 705))
     for index in range(800):
         if index not in lost:
-            for back in (5, 3):
+            for back in (5, 4):
                 if index >= back:
                     at = (index - back) * FRAME
                     bench.buffer.insert(at, CELT_20, index * TICK_NS, copy=True)
