@@ -99,6 +99,7 @@ class Looped(AudioInput):
     def stop(self) -> None:
         if self._ticker is not None:
             self._ticker.cancel()
+            self._ticker = None
 
 
 class Listen(AudioOutput):

@@ -253,6 +253,7 @@ class WavInput(AudioInput):
     def stop(self) -> None:
         if self._ticker:
             self._ticker.cancel()
+            self._ticker = None
         self._ended.set()
 
 

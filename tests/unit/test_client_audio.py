@@ -281,6 +281,8 @@ async def test_wav_input_can_be_postponed(tmp_path: Path) -> None:
     source.start(push)
     clock.run(0.1)
     source.stop()
+    assert source.postpone(240) == 0, "it has ended"
+    assert clock.waiting == 0
     assert np.diff(times) / 1e6 == pytest.approx([20, 20, 25, 20], abs=0.01)
 
 
