@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from msgspec.structs import replace
-
 from protocol import frames
 from protocol.clock import samples_at
 from protocol.connection import (
@@ -591,7 +589,10 @@ class Node:
         """With what the mixer alone knows of the asker's audio."""
         seat = None if turn.asker is None else self._seats.get(turn.asker.index)
         source = None if seat is None else seat.room.mix.sources.get(seat.member)
-        return clocks if source is None else replace(clocks, spare=samples_at(source.spare_ns))
+        if source is None:
+            return clocks
+        spare = samples_at(source.spare_ns)
+        return frames.Clocks(re=clocks.re, now=clocks.now, voices=clocks.voices, spare=spare)
 
     def _settle(self, turn: _Turn, now_ns: int) -> None:
         """Stores what the turn saves, and answers when that is durable.  Whoever asks for what is

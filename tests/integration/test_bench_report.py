@@ -89,7 +89,8 @@ def test_silent_spaces() -> None:
     figures = run_spaces("--silent", "--spaces", "5", "--seconds", "1")
     assert figures["people"] == 25
     assert figures["encodes"] == figures["audio_packets"] == 0
-    assert figures["cpu_share"] > 0
+    assert figures["cpu_share"] >= 0, "a server in which nothing is due sleeps for seconds"
+    assert figures["cpu_share_with_keepalives"] > 0
     assert figures["valid"], figures["reason"]
 
 

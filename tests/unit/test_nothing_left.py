@@ -4,6 +4,7 @@ store."""
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,10 @@ def everything(root: object) -> Iterator[Any]:
         thing = waiting.pop()
         yield thing
         keys = list(thing) if isinstance(thing, dict) else []  # the collector passes texts over
+        if isinstance(thing, FunctionType):
+            seen[id(thing.__globals__)] = (
+                thing.__globals__
+            )  # its module's, and so the whole program
         for other in [*gc.get_referents(thing), *keys]:
             if id(other) not in seen and not isinstance(other, type(gc) | type | Client):
                 seen[id(other)] = other
