@@ -301,6 +301,7 @@ class DeviceInput(AudioInput):
         self._push = push
         self._profile = profile
         self.ring = Ring(_MAX_RING_SAMPLES, profile.channels)
+        self._callback_samples = self._left_out_samples = 0
         self._running = _Running("microphone", self._wanted, profile.channels)
         self._running.run(self._capture(self._running))
 
