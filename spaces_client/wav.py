@@ -236,12 +236,6 @@ class WavInput(AudioInput):
         scheduler = self._scheduler or asyncio.get_running_loop()
         self._ticker = Ticker(tick, scheduler, profile.frame_samples * 1000 / SAMPLE_RATE_HZ)
 
-    def postpone(self, samples: int) -> int:
-        if self._ticker is None:
-            return 0
-        self._ticker.postpone(samples / SAMPLE_RATE_HZ)
-        return samples
-
     async def finished(self) -> None:
         await self._ended.wait()
 
@@ -253,7 +247,6 @@ class WavInput(AudioInput):
     def stop(self) -> None:
         if self._ticker:
             self._ticker.cancel()
-            self._ticker = None
         self._ended.set()
 
 

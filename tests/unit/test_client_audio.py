@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from spaces_client import devices, voice
 from spaces_client.audio import BLOCK_SAMPLES, SAMPLE_RATE_HZ, AudioError, Samples
+from spaces_client.paced import Ticker
 from spaces_client.synth import synthesise_voice
 from spaces_client.voice import VoiceProcessor
 from spaces_client.wav import Resampler, WavInput, WavOutput, read_blocks, to_pcm16
@@ -265,25 +266,30 @@ async def test_wav_input_catches_up_with_a_hiccup_but_not_with_a_long_halt(tmp_p
     source.stop()
 
 
-async def test_wav_input_can_be_postponed(tmp_path: Path) -> None:
-    """Even by whoever takes the block that comes just now."""
-    path = write_wav(tmp_path / "a.wav", sine(440, 48_000, 480_000), 48_000)
+def test_a_ticker_can_be_postponed() -> None:
+    """Even by what it calls just now."""
     clock = VirtualTime()
     times: list[int] = []
-    source = WavInput(path, scheduler=clock)
-    assert source.postpone(240) == 0, "it has not begun"
 
-    def push(block: Samples, at_ns: int) -> None:
-        times.append(at_ns)
+    def tick(deadline_ns: int) -> None:
+        times.append(deadline_ns)
         if len(times) == 3:
-            assert source.postpone(240) == 240
+            ticker.postpone(0.005)
 
-    source.start(push)
+    ticker = Ticker(tick, clock)
     clock.run(0.1)
-    source.stop()
-    assert source.postpone(240) == 0, "it has ended"
+    ticker.cancel()
     assert clock.waiting == 0
     assert np.diff(times) / 1e6 == pytest.approx([20, 20, 25, 20], abs=0.01)
+
+
+async def test_a_file_keeps_its_time(tmp_path: Path) -> None:
+    """It is not postponed: what it holds is one sound."""
+    path = write_wav(tmp_path / "a.wav", sine(440, 48_000, 48_000), 48_000)
+    source = WavInput(path, scheduler=VirtualTime())
+    source.start(lambda block, at_ns: None)
+    assert source.postpone(240) == 0
+    source.stop()
 
 
 async def test_wav_input_loops_without_a_seam(tmp_path: Path) -> None:
