@@ -225,7 +225,6 @@ class PathDelay:
 
     def record_frame(self, transit_ns: int) -> None:
         """A frame has come for the first time, in whatever packet."""
-        assert self.base_ns is not None
         # Until the memory is full all frames weigh the same: the first few already count.
         self.frames = frames = self.frames + 1
         copied = self.copied is not None and frames - self.copied <= COPIED.slow_frames
@@ -236,8 +235,7 @@ class PathDelay:
         weights[1] = 1 / min(known, kind.slow_frames)
         weights[2] = 1 / min(frames, RARE_FRAMES)
         self._seen *= 1 - weights
-        at = min(max((transit_ns - self.base_ns) // MS, 0), MAX_MARGIN_MS - 1)
-        self._seen[:, MAX_MARGIN_MS - 1 - at] += weights[:, 0]
+        self._seen[:, self._bin(transit_ns)] += weights[:, 0]
         np.add.accumulate(self._seen, axis=1, out=self._late[:, 1:])
         quick, slow, rarely = self._late[:, ::-1]
         late = np.minimum(quick * kind.quick_times, slow)
@@ -250,9 +248,12 @@ class PathDelay:
 
     def record_spare_copy(self, transit_ns: int) -> None:
         """A copy has come of a frame that was there: had that been lost, it would come now."""
+        self._seen[:2, self._bin(transit_ns)] += SPARE_COPY_SHARE * self._weights[:2, 0]
+
+    def _bin(self, transit_ns: int) -> int:
+        """Of what is seen, which is kept backwards."""
         assert self.base_ns is not None
-        at = min(max((transit_ns - self.base_ns) // MS, 0), MAX_MARGIN_MS - 1)
-        self._seen[:2, MAX_MARGIN_MS - 1 - at] += SPARE_COPY_SHARE * self._weights[:2, 0]
+        return MAX_MARGIN_MS - 1 - min(max((transit_ns - self.base_ns) // MS, 0), MAX_MARGIN_MS - 1)
 
     @property
     def target_ms(self) -> int:

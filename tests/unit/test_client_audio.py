@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import miniaudio
 import numpy as np
@@ -546,7 +547,8 @@ async def test_a_microphone_is_postponed_by_whole_callbacks() -> None:
     microphone.ring = devices.Ring(8 * BLOCK_SAMPLES)
     microphone._callback_samples = 0
     assert microphone.postpone(700) == 0, "nothing is known of the device"
-    device = microphone._capture(SimpleNamespace(in_loop=lambda call: call()))  # type: ignore[arg-type]
+    here: Any = SimpleNamespace(in_loop=lambda call: call())  # instead of its thread
+    device = microphone._capture(here)
     next(device)
     samples = np.arange(10 * 480, dtype=np.float32)
     for callback in samples.reshape(-1, 480)[:4]:
