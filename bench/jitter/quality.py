@@ -1,8 +1,7 @@
 """How it sounds: PESQ-WB and STOI, where their libraries are installed."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.jitter.receivers import Samples
 
@@ -11,10 +10,10 @@ MAX_SEGMENTS = 8
 
 
 def quality(
-    spoken: Samples, heard: Samples, delays: Sequence[tuple[float, float]]
+    spoken: Samples, heard: Samples, moments: NDArray[np.float64]
 ) -> tuple[float, float] | None:
     """-> (PESQ-WB, STOI), the means over segments of 8 s spread over all of it; None without the
-    libraries.  delays: (when something is heard, by how much later than spoken), in ms.
+    libraries.  moments: shape (n, 2), a time in `heard` and what place of `spoken` plays then, ms.
 
     Each segment of what was spoken is compared with what was heard from that segment's delay on,
     its median: whole words would be missing where the delay is another one than on the whole."""
@@ -26,8 +25,9 @@ def quality(
         return None
     reference = resample_poly(spoken.ravel().astype(np.float64), 1, 3)
     degraded = resample_poly(heard.astype(np.float64), 1, 3)
-    heard_ms, later_ms = np.array(delays).T
-    segment_of = ((heard_ms - later_ms) / 1_000 // SEGMENT_S).astype(int)
+    heard_ms, spoken_ms = moments.T
+    later_ms = heard_ms - spoken_ms
+    segment_of = (spoken_ms / 1_000 // SEGMENT_S).astype(int)
     length = round(SEGMENT_S * 16_000)
     count = min(len(reference), len(degraded) - round(later_ms.max() * 16)) // length
     chosen = np.unique(np.linspace(0, count - 1, min(count, MAX_SEGMENTS)).astype(int))

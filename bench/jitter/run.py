@@ -23,6 +23,7 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +34,7 @@ from bench.jitter.speex import speexdsp
 from bench.jitter.traces import Trace, TraceError, read_traces
 from bench.plots import Delays, draw_jitter
 from bench.show import json_option
-from spaces_client.audio import AudioError
+from spaces_client.audio import BLOCK_MS, AudioError
 
 LOOKAHEAD_MS = 6.5  # of an Opus encoder: how much later a sound lies in what it makes
 
@@ -65,10 +66,7 @@ class Run:
         figures, heard = play(trace, spoken, self.receiver)
         added_ms = np.array([added for _, added in figures.delays])
         mean_ms = float(added_ms.mean())
-        later_ms = trace.least_ms + LOOKAHEAD_MS
-        began_ms = trace.packets[0].send_ms
-        delays = [(when - began_ms, added + later_ms) for when, added in figures.delays]
-        scores = quality(spoken, heard, delays) if self.sound else None
+        scores = quality(spoken, heard, _moments(trace, figures.delays)) if self.sound else None
         percent = 100 / len(trace.packets)
         concealed_pct = figures.concealed * percent
         row = {
@@ -104,6 +102,17 @@ def measure(
             for n, run in sorted(enumerate(runs), key=lambda r: -len(r[1].trace.packets))
         ]  # the longest first: so no core waits long for another at the end
         return [future.result() for _, future in sorted(begun, key=itemgetter(0))]
+
+
+def _moments(trace: Trace, delays: Delays) -> NDArray[np.float64]:
+    """-> shape (n, 2): when, in what was heard, plays what place of what was said, in ms.  A sender
+    whose clock drifts says more or less in a second than is heard in one."""
+    first = trace.packets[0]
+    when_ms, added_ms = np.array(delays).T
+    sent_ms = [packet.send_ms for packet in trace.packets]
+    said_ms = [BLOCK_MS * (packet.number - first.number) for packet in trace.packets]
+    place_ms = np.interp(when_ms - added_ms - trace.least_ms, sent_ms, said_ms)
+    return np.column_stack((when_ms - first.send_ms, place_ms - LOOKAHEAD_MS))
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
