@@ -8,7 +8,8 @@ One quantity steers everything: the *margin*, how long after the path's quickest
 is needed. A frame is in time if its relative delay is at most the margin. So a margin has a cost:
 itself, and the share of frames that come later than it, each per cent of which is worth
 some milliseconds. The buffer starts a talkspurt as soon as no later pull would be cheaper, and
-while it plays it stretches or shortens the sound towards the cheapest margin.
+while it plays it stretches or shortens the sound towards the cheapest margin.  Where a queue grows
+on the path, it uses the pauses to be there before the frames come late.
 
 A frame may come by several ways: its own packet, a copy in a later one, the in-band FEC of the
 next. The first of them is when it came. So the buffer waits for copies exactly as far as that is
@@ -25,6 +26,7 @@ from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -75,6 +77,12 @@ TURN_NS: Final = 10_000 * MS
 QUICK_FRAMES: Final = 50
 RARE_FRAMES: Final = 6_000
 MOST_DRIFT_NS: Final = 2 * MS  # of the minimum at a time; a change of route is more
+# A queue grows where the least delay rises from each block of packets to the next, twice in a row
+# (a step is one rise).  It is expected to grow on like that for some blocks more.
+BLOCK_PACKETS: Final = 16
+BLOCKS_AHEAD: Final = 5
+LEAST_RISE_NS: Final = 5 * MS  # in a block
+MAX_RISE_NS: Final = 100 * MS  # that is expected
 STRETCH_INTERVAL_NS: Final = 40 * MS
 URGENT_NS: Final = 60 * MS  # with so much to take back, each frame is shortened
 PATIENCE_NS: Final = 1_000 * MS  # for how long a soft part of the sound is waited for
@@ -174,6 +182,31 @@ def _duration_ns(samples: int) -> int:
     return samples * 62_500 // 3  # at 48 kHz
 
 
+class _Queue:
+    """Whether one grows on the path: it is met in the pauses before it makes frames late."""
+
+    def __init__(self) -> None:
+        self._leasts_ns: deque[int] = deque(maxlen=3)  # of the last whole blocks
+        self._least_ns = 0  # of this one
+        self._packets = 0
+        self.rise_ns = 0  # that is expected
+
+    def record(self, transit_ns: int) -> None:
+        if self._packets == 0 or transit_ns < self._least_ns:
+            self._least_ns = transit_ns
+        self._packets += 1
+        if self._packets < BLOCK_PACKETS:
+            return
+        self._packets = 0
+        leasts_ns = self._leasts_ns
+        leasts_ns.append(self._least_ns)
+        rises_ns = [after - before for before, after in pairwise(leasts_ns)]
+        if len(rises_ns) == 2 and min(rises_ns) >= LEAST_RISE_NS:
+            self.rise_ns = min(BLOCKS_AHEAD * min(rises_ns), MAX_RISE_NS)
+        else:
+            self.rise_ns = 0
+
+
 class PathDelay:
     """The path's quickest transit, and what each margin above it costs.
 
@@ -195,6 +228,7 @@ class PathDelay:
         self._weights = np.zeros((3, 1), np.float32)
         # Backwards: shares in the last i bins.
         self._late = np.zeros((3, MAX_MARGIN_MS + 1), np.float32)
+        self._queue = _Queue()
         self.base_ns: int | None = None
         self.latest_ns = 0  # relative delay of the last packet, whatever it is
         self.frames = 0
@@ -216,6 +250,7 @@ class PathDelay:
             self._move(round((base_ns - before_ns) / MS))
         self.base_ns = base_ns
         self.latest_ns = transit_ns - base_ns
+        self._queue.record(transit_ns)
 
     def _move(self, bins: int) -> None:
         """The minimum is another one: what was seen lies elsewhere above it."""
@@ -254,6 +289,11 @@ class PathDelay:
         """Of what is seen, which is kept backwards."""
         assert self.base_ns is not None
         return MAX_MARGIN_MS - 1 - min(max((transit_ns - self.base_ns) // MS, 0), MAX_MARGIN_MS - 1)
+
+    @property
+    def rise_ns(self) -> int:
+        """By how much more than now the path will soon delay; 0 unless a queue grows on it."""
+        return self._queue.rise_ns
 
     @property
     def target_ms(self) -> int:
@@ -476,7 +516,7 @@ class JitterBuffer:
             return self._silence(needed_samples)
         margin_ns = self._margin_ns(now_ns, packets[0], needed_samples)
         pull_ns = _duration_ns(needed_samples + filled_samples)
-        if margin_ns < 0 or path.pulls_to_move(margin_ns, pull_ns) > 0:
+        if margin_ns < 0 or path.pulls_to_move(margin_ns - path.rise_ns, pull_ns) > 0:
             return self._silence(needed_samples)
         self._playing = True
         self.stats.talkspurts += 1
@@ -568,14 +608,17 @@ class JitterBuffer:
         if not whole:  # other frames will begin at the end of a pull, and be needed soonest
             margin_ns -= _duration_ns(needed_samples)
         turn = self._turn * 0.5 ** ((now_ns - self._stretched_ns) / TURN_NS)
-        surplus_ns = -self._path.pulls_to_move(margin_ns, pull_ns, turn) * pull_ns
+        path = self._path
+        soon_ns = margin_ns - path.rise_ns
+        surplus_ns = -path.pulls_to_move(soon_ns, pull_ns, turn) * pull_ns
         if not surplus_ns:
             self._content_ns = now_ns
         urgent = surplus_ns >= URGENT_NS
         if not urgent and now_ns - self._stretched_ns < STRETCH_INTERVAL_NS:
             return 0, False
         if surplus_ns < 0:
-            return packet.samples, True  # before more frames come too late
+            # Before more frames come too late; what is only expected waits for a pause.
+            return packet.samples, path.pulls_to_move(margin_ns, pull_ns, turn) > 0
         most_samples = surplus_ns * 3 // 62_500 + (filled_samples if whole else 0)
         return -most_samples, urgent or now_ns - self._content_ns >= PATIENCE_NS
 
