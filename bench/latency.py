@@ -38,7 +38,7 @@ from protocol.frames import Settings
 from protocol.opus import Encoder
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.profile import profile_of
-from spaces_client.audio import BLOCK_MS, PULL_SAMPLES, AudioInput
+from spaces_client.audio import BLOCK_MS, AudioInput
 from spaces_client.client import Heard
 from spaces_client.crowd import Delays, join_listeners, join_speakers, synthesised, voice_files
 from spaces_client.live import LiveSpace
@@ -79,7 +79,7 @@ class _Ear(Listen):
     """A listener's sound card: takes samples as one does, and finds out when they were spoken."""
 
     def __init__(self, listener: LiveSpace, mouths: _Mouths) -> None:
-        super().__init__(PULL_SAMPLES)
+        super().__init__(as_device=True)
         self.delays_ns: list[int] = []
         self._listener = listener
         self._mouths = mouths

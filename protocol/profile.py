@@ -20,6 +20,12 @@ class Profile:
     music: bool = False
 
     @property
+    def period_samples(self) -> int:
+        """What a sound card gives or takes at a time: half a frame, as what waits for the next
+        period waits half as long then."""
+        return self.frame_samples // 2
+
+    @property
     def channels(self) -> int:
         return 2 if self.music else 1
 

@@ -18,7 +18,6 @@ from protocol.profile import VOICE, Profile
 SAMPLE_RATE_HZ: Final = 48_000
 BLOCK_SAMPLES: Final = 960
 BLOCK_MS: Final = 20
-PULL_SAMPLES: Final = 480  # a device is filled in halves of a block: what waits for it waits less
 
 Samples = NDArray[np.float32]
 # push(block, captured_ns): a block, which belongs to the receiver, and the monotonic time at which

@@ -24,7 +24,6 @@ import numpy as np
 from protocol.profile import VOICE, Profile
 from spaces_client.audio import (
     BLOCK_SAMPLES,
-    PULL_SAMPLES,
     SAMPLE_RATE_HZ,
     AudioError,
     AudioInput,
@@ -53,7 +52,6 @@ REAL_BACKENDS: Final = (
     miniaudio.Backend.WINMM,
 )
 
-_PERIOD_MS: Final = 10
 _PERIODS: Final = 2
 _SILENT_DEVICE_S: Final = 3.0
 _MAX_RING_SAMPLES: Final = 6 * BLOCK_SAMPLES
@@ -214,7 +212,7 @@ def choose(devices: list[Device], wanted: str | int) -> Device:
     raise AudioError(f"{problem} {devices[0].kind} called {wanted!r}; there are {have}")
 
 
-def _open(kind: Kind, wanted: str | int | None, channels: int) -> Any:
+def _open(kind: Kind, wanted: str | int | None, profile: Profile) -> Any:
     """miniaudio's device, opened and not yet running. Raises AudioError."""
     if wanted is None:
         # The system's default: the backend that can open it knows which that is.
@@ -226,9 +224,9 @@ def _open(kind: Kind, wanted: str | int | None, channels: int) -> Any:
         advice = f"cannot open {device.name}; is another program using it? See: spaces devices"
     for backend, device_id in candidates:
         common = {
-            "nchannels": channels,
+            "nchannels": profile.channels,
             "sample_rate": SAMPLE_RATE_HZ,
-            "buffersize_msec": _PERIOD_MS,
+            "buffersize_msec": profile.period_samples * 1000 // SAMPLE_RATE_HZ,
             "callback_periods": _PERIODS,
             "device_id": device_id,
             "backends": [backend],
@@ -244,10 +242,10 @@ def _open(kind: Kind, wanted: str | int | None, channels: int) -> Any:
 class _Running:
     """A device and the loop it serves, from start() to stop()."""
 
-    def __init__(self, kind: Kind, wanted: str | int | None, channels: int) -> None:
+    def __init__(self, kind: Kind, wanted: str | int | None, profile: Profile) -> None:
         self._kind = kind
         self._loop = asyncio.get_running_loop()
-        self._device: Any = _open(kind, wanted, channels)
+        self._device: Any = _open(kind, wanted, profile)
         self._watchdog: asyncio.TimerHandle | None = None
         self._called = False
 
@@ -302,7 +300,7 @@ class DeviceInput(AudioInput):
         self._profile = profile
         self.ring = Ring(_MAX_RING_SAMPLES, profile.channels)
         self._callback_samples = self._left_out_samples = 0
-        self._running = _Running("microphone", self._wanted, profile.channels)
+        self._running = _Running("microphone", self._wanted, profile)
         self._running.run(self._capture(self._running))
 
     async def finished(self) -> None:
@@ -345,7 +343,7 @@ class DeviceInput(AudioInput):
 class DeviceOutput(AudioOutput):
     """Speakers: the system's default, or some by name or index (see `list_devices`).
 
-    The ring is topped up to half a block more than the most the device has asked for at once: with
+    The ring is topped up to one period more than the most the device has asked for at once: with
     the usual 10 ms it holds 10 to 40 ms, and with any device no more than 120 ms.
     """
 
@@ -353,14 +351,15 @@ class DeviceOutput(AudioOutput):
         self._wanted = name_or_index
         self._running: _Running | None = None
         self._pull: Pull | None = None
-        self._largest_request_samples = SAMPLE_RATE_HZ * _PERIOD_MS // 1000
+        self._largest_request_samples = 0
         self._profile = VOICE
         self.ring = Ring(_MAX_RING_SAMPLES)
 
     def start(self, pull: Pull, profile: Profile = VOICE) -> None:
         self._profile = profile
+        self._largest_request_samples = profile.period_samples
         self.ring = Ring(_MAX_RING_SAMPLES, profile.channels)
-        self._running = _Running("speakers", self._wanted, profile.channels)
+        self._running = _Running("speakers", self._wanted, profile)
         self._pull = pull
         self._fill()
         self._running.run(self._play(self._running))
@@ -368,7 +367,8 @@ class DeviceOutput(AudioOutput):
     @property
     def delay_ms(self) -> float:
         """What waits in the ring, and the device's own buffers."""
-        return len(self.ring) * 1000 / SAMPLE_RATE_HZ + _PERIODS * _PERIOD_MS
+        waiting_samples = len(self.ring) + _PERIODS * self._profile.period_samples
+        return waiting_samples * 1000 / SAMPLE_RATE_HZ
 
     def stop(self) -> None:
         self._pull = None
@@ -389,8 +389,9 @@ class DeviceOutput(AudioOutput):
             wanted_samples = yield out
 
     def _fill(self) -> None:
-        block: Samples = np.zeros(self._profile.shape(PULL_SAMPLES), np.float32)
-        while self._pull and len(self.ring) < self._largest_request_samples + PULL_SAMPLES:
+        samples = self._profile.period_samples
+        block: Samples = np.zeros(self._profile.shape(samples), np.float32)
+        while self._pull and len(self.ring) < self._largest_request_samples + samples:
             self._pull(block, time.monotonic_ns())
             self.ring.write(block)
 
@@ -445,7 +446,7 @@ async def play_tone(name_or_index: str | int | None = None, *, seconds: float = 
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(done.wait(), seconds + 2)
             # The first silent block was pulled: what is before it is still on its way out.
-            await asyncio.sleep((len(output.ring) / SAMPLE_RATE_HZ) + _PERIODS * _PERIOD_MS / 1000)
+            await asyncio.sleep(output.delay_ms / 1000)
     finally:
         output.stop()
     return ToneResult(

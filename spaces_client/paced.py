@@ -103,14 +103,18 @@ class Looped(AudioInput):
 
 
 class Listen(AudioOutput):
-    """Plays into nothing: takes what is to be heard every 20 ms, or a part of that at a time, as a
-    device would."""
+    """Plays into nothing: takes what is to be heard every 20 ms, or, as a device would, as often as
+    the profile says."""
 
-    def __init__(self, samples: int = BLOCK_SAMPLES) -> None:
-        self.out: Samples = np.zeros(samples, np.float32)  # what was taken last
+    def __init__(self, *, as_device: bool = False) -> None:
+        self.out: Samples = np.zeros(BLOCK_SAMPLES, np.float32)  # what was taken last
+        self._as_device = as_device
         self._ticker: Ticker | None = None
 
     def start(self, pull: Pull, profile: Profile = VOICE) -> None:
+        if self._as_device:
+            self.out = np.zeros(profile.period_samples, np.float32)
+
         def tick(now_ns: int) -> None:
             pull(self.out, now_ns)
             self.taken()

@@ -12,7 +12,8 @@ from protocol.jitter import MS
 from protocol.opus import Decoder, packet_has_fec
 from protocol.packets import UplinkAudio
 from protocol.playout import Playout
-from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES, PULL_SAMPLES
+from protocol.profile import VOICE
+from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES
 
 Samples = NDArray[np.float32]
 
@@ -53,7 +54,7 @@ class Receiver(Protocol):
 class Ours:
     """protocol/playout.py, pulled as a client's device does."""
 
-    pull_samples = PULL_SAMPLES
+    pull_samples = VOICE.period_samples
     wait_ms = BLOCK_MS / 4
 
     def __init__(self, trace: Trace) -> None:

@@ -22,7 +22,7 @@ from protocol.link import Link
 from protocol.text import TextError, shown
 from protocol.text import handle as normal_handle
 from spaces_client import devices
-from spaces_client.audio import PULL_SAMPLES, AudioError, AudioInput, AudioOutput
+from spaces_client.audio import AudioError, AudioInput, AudioOutput
 from spaces_client.comfort import ComfortNoise
 from spaces_client.commands.account import name_type, sign_up
 from spaces_client.commands.common import (
@@ -204,7 +204,7 @@ async def stats_command(
         raise SpacesError("this link names no space; `spaces list` shows those that are live")
     async with session(link, key=home.key()) as space:
         await space.join(link.space, name=name or _user_name())
-        space.start_audio(None, Listen(PULL_SAMPLES))
+        space.start_audio(None, Listen(as_device=True))
         space.stats()  # begins to measure
         for second in range(1, math.ceil(seconds) + 1):
             await asyncio.sleep(min(1, seconds - second + 1))

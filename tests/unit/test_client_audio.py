@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from protocol.profile import VOICE, Profile
 from spaces_client import devices, voice
 from spaces_client.audio import BLOCK_SAMPLES, SAMPLE_RATE_HZ, AudioError, Samples
 from spaces_client.paced import Ticker
@@ -563,18 +564,20 @@ async def test_a_microphone_is_postponed_by_whole_callbacks() -> None:
 
 
 @pytest.mark.usefixtures("pretend_devices")
-async def test_speakers_thread_drains_the_loop() -> None:
+@pytest.mark.parametrize(("profile", "period_samples"), [(VOICE, 480), (Profile(480), 240)])
+async def test_speakers_thread_drains_the_loop(profile: Profile, period_samples: int) -> None:
     ten = asyncio.Event()
     fills: list[int] = []
 
     def pull(out: Samples, now_ns: int) -> None:
+        assert len(out) == period_samples
         out[:] = 0.1
         fills.append(len(speakers.ring))
         if len(fills) == 10:
             ten.set()
 
     speakers = devices.DeviceOutput(0)
-    speakers.start(pull)
+    speakers.start(pull, profile)
     await asyncio.wait_for(ten.wait(), 10)
     speakers.stop()
     speakers.stop()
