@@ -76,6 +76,7 @@ TURN_NS: Final = 10_000 * MS
 # what is rare.
 QUICK_FRAMES: Final = 50
 RARE_FRAMES: Final = 6_000
+RECKONED_FRAMES: Final = 4  # of those in time: what margins cost is not reckoned anew at each
 MOST_DRIFT_NS: Final = 2 * MS  # of the minimum at a time; a change of route is more
 # A queue grows where the least delay rises from each block of packets to the next, twice in a row
 # (a step is one rise).  It is expected to grow on like that for some blocks more.
@@ -233,6 +234,7 @@ class PathDelay:
         self.latest_ns = 0  # relative delay of the last packet, whatever it is
         self.frames = 0
         self.copied: int | None = None  # how many frames had come when one came as a copy
+        self.target_ms = FIRST_MARGIN_MS  # the cheapest margin
         self.cost_ms = _MARGINS_MS  # shape (MAX_MARGIN_MS + 1,): of each margin in ms
 
     def record_packet(self, arrival_ns: int, transit_ns: int) -> None:
@@ -257,22 +259,34 @@ class PathDelay:
         moved = np.clip(np.arange(MAX_MARGIN_MS) + bins, 0, MAX_MARGIN_MS - 1)
         for seen in self._seen:
             seen[:] = np.bincount(moved, seen, MAX_MARGIN_MS)
+        self._reckon()
 
     def record_frame(self, transit_ns: int) -> None:
         """A frame has come for the first time, in whatever packet."""
         # Until the memory is full all frames weigh the same: the first few already count.
         self.frames = frames = self.frames + 1
-        copied = self.copied is not None and frames - self.copied <= COPIED.slow_frames
-        kind = COPIED if copied else PLAIN
         weights = self._weights
         known = frames + PRIOR_FRAMES
         weights[0] = 1 / min(known, QUICK_FRAMES)
-        weights[1] = 1 / min(known, kind.slow_frames)
+        weights[1] = 1 / min(known, self._losing.slow_frames)
         weights[2] = 1 / min(frames, RARE_FRAMES)
+        place = self._bin(transit_ns)
         self._seen *= 1 - weights
-        self._seen[:, self._bin(transit_ns)] += weights[:, 0]
+        self._seen[:, place] += weights[:, 0]
+        late = MAX_MARGIN_MS - 1 - place > self.target_ms
+        if late or frames <= PLAIN.slow_frames or frames % RECKONED_FRAMES == 0:
+            self._reckon()
+
+    @property
+    def _losing(self) -> Losing:
+        copied = self.copied is not None and self.frames - self.copied <= COPIED.slow_frames
+        return COPIED if copied else PLAIN
+
+    def _reckon(self) -> None:
+        """What each margin costs, by what was seen."""
         np.add.accumulate(self._seen, axis=1, out=self._late[:, 1:])
         quick, slow, rarely = self._late[:, ::-1]
+        kind = self._losing
         late = np.minimum(quick * kind.quick_times, slow)
         self.cost_ms = _MARGINS_MS + 100 * kind.loss_ms_per_percent * late
         # Later than the latest that was seen by a guard: nothing is rare there.
@@ -280,6 +294,8 @@ class PathDelay:
         rare_ms = RARE_MS * np.minimum(doublings, RARE_DOUBLINGS)
         self.cost_ms[GUARD_MS:] += rare_ms[:-GUARD_MS]
         self.cost_ms[:GUARD_MS] += rare_ms[0]
+        if self.frames >= FIRST_FRAMES:
+            self.target_ms = int(self.cost_ms.argmin())
 
     def record_spare_copy(self, transit_ns: int) -> None:
         """A copy has come of a frame that was there: had that been lost, it would come now."""
@@ -294,11 +310,6 @@ class PathDelay:
     def rise_ns(self) -> int:
         """By how much more than now the path will soon delay; 0 unless a queue grows on it."""
         return self._queue.rise_ns
-
-    @property
-    def target_ms(self) -> int:
-        """The cheapest margin."""
-        return FIRST_MARGIN_MS if self.frames < FIRST_FRAMES else int(self.cost_ms.argmin())
 
     def pulls_to_move(self, margin_ns: int, pull_ns: int, turn: float = 0.0) -> int:
         """By how many pulls later (positive) or sooner playing would be cheapest, for a sample that
