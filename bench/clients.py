@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from bench.polled import Poller, headers, udp_socket
 from protocol import frames
-from protocol.connection import MS, Closed, Connection, Event, Message
+from protocol.connection import Closed, Connection, Event, Message
 from protocol.link import Link
 from protocol.noise import KeyPair, NoiseError
 from protocol.opening import Opening
@@ -42,9 +42,9 @@ from protocol.packets import (
     Welcome,
     unpack_cookie,
 )
+from spaces_client.client import HELLO_REPEAT_NS, MAX_HELLO_REPEAT_NS
 
 SOCKETS = 8
-HELLO_REPEAT_NS = 500 * MS
 
 
 class Client:
@@ -52,10 +52,11 @@ class Client:
 
     index: in the headers of what comes for it.  opening: until it is answered.  acts_ns: when it
     does something that nobody asked it for.  wakes_ns: when its timer is due.  0: never.
+    repeat_ns: how long it waits for an answer before it says its HELLO again.
     """
 
-    __slots__ = ("acts_ns", "connection", "index", "key", "last_id", "opening", "socket",
-                 "wakes_ns")  # fmt: skip
+    __slots__ = ("acts_ns", "connection", "index", "key", "last_id", "opening", "repeat_ns",
+                 "socket", "wakes_ns")  # fmt: skip
 
     def __init__(self, index: int, one: socket.socket, key: bytes) -> None:
         """key: private, 32 bytes."""
@@ -67,6 +68,7 @@ class Client:
         self.last_id = 0
         self.acts_ns = 0
         self.wakes_ns = 0
+        self.repeat_ns = HELLO_REPEAT_NS
 
 
 class Batch(NamedTuple):
@@ -140,7 +142,8 @@ class Clients(Generic[C]):
         assert client.opening is not None
         self._by_index[client.index] = client
         self._send(client, client.opening.hello.pack())
-        self._wake_at(client, now_ns + HELLO_REPEAT_NS)
+        self._wake_at(client, now_ns + client.repeat_ns)
+        client.repeat_ns = min(2 * client.repeat_ns, MAX_HELLO_REPEAT_NS)
 
     def ask(self, client: C, kind: type[frames.Request], now_ns: int, **fields: Any) -> None:
         """Sends a request; the reply comes to _replied()."""

@@ -57,8 +57,8 @@ from spaces_client.talker import Talker
 from spaces_client.view import SpaceView
 
 CONNECT_TIMEOUT_NS = 5_000 * MS
-HELLO_REPEAT_NS = 250 * MS  # doubled once: a lossy path needs several
-MAX_HELLO_REPEAT_NS = 500 * MS
+HELLO_REPEAT_NS = 250 * MS  # doubled twice: a lossy path needs several, a busy server fewer
+MAX_HELLO_REPEAT_NS = 1_000 * MS
 PACKET_MS = 60  # of audio that we take in one datagram
 GAP_NS = (PACKET_MS + 30) * MS  # a talkspurt without a packet: has our address changed?
 PROBES = 8

@@ -1552,6 +1552,7 @@ class Client:
         self._outbox.append(self._hello.hello)
         self._begun_ns = now_ns
         self._repeat_ns = now_ns + 250 * MS
+        self._repeat_pauses_ns = [500 * MS]  # before those that are all alike
 
     def _greet(self, datagram: bytes, now_ns: int) -> None:
         kind, size = datagram[0], len(datagram)
@@ -1794,7 +1795,8 @@ class Client:
                 self.state = "over"
             elif now_ns >= self._repeat_ns:
                 self._outbox.append(self._hello.hello)
-                self._repeat_ns = now_ns + 500 * MS
+                pauses_ns = self._repeat_pauses_ns
+                self._repeat_ns = now_ns + (pauses_ns.pop() if pauses_ns else 1_000 * MS)
         elif self.state == "session":
             self._work(now_ns)
         elif self.state == "closing":

@@ -292,7 +292,7 @@ def test_a_client_repeats_its_hello_until_it_is_answered() -> None:
         for data in guest.client.transmit(house.now_ns):
             assert data == hello
             times_ns.append(house.now_ns - START_NS)
-    assert times_ns[:3] == [250 * MS, 750 * MS, 1_250 * MS]
+    assert times_ns[:3] == [250 * MS, 750 * MS, 1_750 * MS]
     house.take(guest, house.give(hello, guest.address))
     house.pump(guest)
     assert guest.client.phase is Phase.CONNECTED
