@@ -39,8 +39,8 @@ from protocol.opus import Encoder
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.profile import profile_of
 from spaces_client.audio import BLOCK_MS, AudioInput
-from spaces_client.client import Heard
 from spaces_client.crowd import Delays, join_listeners, join_speakers, synthesised, voice_files
+from spaces_client.events import Heard
 from spaces_client.live import LiveSpace
 from spaces_client.paced import Listen, Looped
 from spaces_client.wav import read_blocks

@@ -26,7 +26,8 @@ from protocol.noise import public_key
 from protocol.opus import Encoder
 from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio
 from protocol.sealing import SessionKeys
-from spaces_client.client import Client, ClientEvent, Phase, Replied
+from spaces_client.client import Client, Phase
+from spaces_client.events import ClientEvent, Replied
 from spaces_server.mixer.egress import Batch, Egress
 from spaces_server.mixer.limiter import LIMIT, Limiter
 from spaces_server.mixer.loudness import Leveller

@@ -50,9 +50,24 @@ from protocol.profile import VOICE, Profile, profile_of
 from protocol.redundancy import NO_REMEDY, Repeater
 from protocol.reliable import ChannelFull
 from spaces_client import AGENT
-from spaces_client.alignment import Alignment
 from spaces_client.audio import with_channels
-from spaces_client.delay import ASK_FIRST_NS, ASK_NS, EXCHANGES, Ears, ServerClock, VoiceOrigin
+from spaces_client.clocks import Clocks
+from spaces_client.events import (
+    Changed,
+    Chat,
+    ClientEvent,
+    Connected,
+    Disconnected,
+    Ended,
+    Heard,
+    LineGone,
+    Notified,
+    Reacted,
+    Reconnected,
+    Reconnecting,
+    Removed,
+    Replied,
+)
 from spaces_client.talker import Talker
 from spaces_client.view import SpaceView
 
@@ -91,110 +106,6 @@ REFUSALS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The session stands; requests may be made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Replied:
-    """The one reply to request `id`."""
-
-    id: int
-    frame: frames.Frame
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """The view of the space (title, settings, people, roles, hands) has changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """Somebody said a line in the chat (it is in the view already)."""
-
-    line: frames.ChatUpdate
-
-
-@dataclass(frozen=True, slots=True)
-class LineGone:
-    """A line of the chat was taken back, and is to be shown no more."""
-
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reacted:
-    """What was shown since the last of these: how often each reaction, and by whom on stage."""
-
-    counts: dict[str, int]
-    stage: list[frames.Reaction]
-
-
-@dataclass(frozen=True, slots=True)
-class Notified:
-    """The server tells this person something, unasked."""
-
-    frame: frames.Notice
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """This person was removed from the space; the session goes on."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The space is over, or cannot be come back into; the session goes on."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """An audio packet has come (it is in the playout already)."""
-
-    audio: DownlinkAudio
-
-
-@dataclass(frozen=True, slots=True)
-class Reconnecting:
-    """The session is lost, and attempts are made to have one again.  Requests without a reply get
-    none any more."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reconnected:
-    """There is a session again, and one is in the space again, unless `Ended` follows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """There is no session (any more), and no attempt will be made to have one."""
-
-    text: str
-    code: int = CloseCode.LEAVING
-
-
-ClientEvent = (
-    Connected
-    | Replied
-    | Changed
-    | Chat
-    | LineGone
-    | Reacted
-    | Notified
-    | Removed
-    | Ended
-    | Heard
-    | Reconnecting
-    | Reconnected
-    | Disconnected
-)
 DECODER_COMPLEXITY = 7  # deep concealment, in a libopus that was built with it
 
 
@@ -250,9 +161,7 @@ class Client:
         self.received = Received()  # in this session
         self.playout = Playout(complexity=DECODER_COMPLEXITY)
         self._repeater = Repeater()  # of what we say, in this session
-        self.clock = ServerClock()  # of this session's server
-        self.ears = Ears(self.profile.frame_samples)  # how late what is heard is, if `measuring`
-        self.measuring = False
+        self.clocks = Clocks(self.profile.frame_samples)
         self.rtt_ns: int | None = None
         self.levels: dict[int, int] = {}  # seat -> -dBov, of those who sound now
         self.trouble: str | None = None  # why the session was lost, until there is one again
@@ -264,12 +173,6 @@ class Client:
         self._bitrate = bitrate
         self._complexity = complexity
         self._talker = self._new_talker(int.from_bytes(entropy(4)))
-        self._origin = VoiceOrigin()
-        self._alignment = Alignment(self.profile.frame_samples)
-        self._clock_due_ns: int | float = 0  # when to ask for the server's clock, if it is needed
-        self._clock_wanted = False
-        self._clock_id = 0  # of the request that has no answer yet
-        self._clock_asked_ns = 0
         self._connection: Connection | None = None
         self._last_id = 0
         self._leave_id = 0  # of the request to leave; the others begin with 1
@@ -365,9 +268,7 @@ class Client:
         self.playout = Playout(self.profile.channels, complexity=DECODER_COMPLEXITY)
         self._repeater = Repeater()
         self._talker.follow(NO_REMEDY)
-        self.clock = ServerClock()
-        self._alignment = Alignment(self.profile.frame_samples)
-        self._clock_due_ns = self._clock_id = 0
+        self.clocks.session_begins()
         self._connected_ns = now_ns
         if self.trouble is None:
             return [Connected()]
@@ -505,8 +406,7 @@ class Client:
         self.playout.take(audio, now_ns)
         if self._connection is not None:
             self._connection.media_was_late(self.playout.late_ns)
-        if self.measuring:
-            self.ears.came(audio)
+        self.clocks.came(audio)
         self.levels = {a.seat: a.level for a in audio.audible}
         self._gap_ns = None if last else now_ns + GAP_NS
         self._probes = 0
@@ -569,15 +469,10 @@ class Client:
                 return [Reconnected(), Changed()]
             case frames.Error(re=self._rejoin_id):
                 return self._not_let_in(reply, now_ns)
-            case frames.Clocks(now=clock, voices=voices, spare=spare):
-                self._clock_id = 0
-                self._alignment.told(spare)
-                self.clock.answered(clock, self._clock_asked_ns, now_ns)
-                self.ears.learn(voices)
-            case frames.Error(re=self._clock_id, code=code):
-                self._clock_id = 0
-                if code == ErrorCode.UNKNOWN_TYPE:
-                    self._clock_due_ns = math.inf  # an older server's
+            case frames.Clocks():
+                self.clocks.answered(reply, now_ns)
+            case frames.Error(re=self.clocks.request_id, code=code):
+                self.clocks.refused(code)
             case frames.Error(code=frames.ErrorCode.TOO_OLD):
                 self._request_own(frames.Look)
             case frames.Updates(space=self.view.id):
@@ -612,9 +507,7 @@ class Client:
             self._way_back, self._entry = way, None
 
     def _sound_as(self, profile: Profile) -> None:
-        self.ears = Ears(profile.frame_samples)
-        self._origin = VoiceOrigin()  # frames may have another length from now on
-        self._alignment = Alignment(profile.frame_samples)
+        self.clocks.frames_are_of(profile.frame_samples)
         if profile == self.profile:
             return
         self.profile = profile
@@ -695,26 +588,25 @@ class Client:
         -> the packet that goes out for it, if any."""
         if captured_ns is not None:
             end = self._talker.timestamp + len(block) & 0xFFFF_FFFF
-            self._origin.captured(end, captured_ns)
+            self.clocks.captured(end, captured_ns)
         block = with_channels(block, self.profile.channels)
         packet = self._talker.talk(block) if self.may_speak else self._talker.pause(len(block))
         if packet is not None and self._connection is not None:
             packet = self._repeater.repeat(packet)
             self._outbox.append(self._connection.send_media(Kind.AUDIO, packet.pack()))
-            self._clock_wanted |= captured_ns is not None
-            self._alignment.sent(len(block))
+            self.clocks.sent(len(block), timed=captured_ns is not None)
         return packet
 
     @property
     def later_samples(self) -> int:
         """By how much later the microphone's frames are best to come from now on; 0 while a
         talkspurt goes on."""
-        return 0 if self._talker.talking else self._alignment.later_samples
+        return 0 if self._talker.talking else self.clocks.later_samples
 
     def moved(self, samples: int) -> None:
         """They do: so many samples of the microphone were left out before the next frame."""
         self._talker.leave_out(samples)
-        self._alignment.moved()
+        self.clocks.moved()
 
     def play(self, out: NDArray[np.float32], now_ns: int) -> bool:
         """Fills `out`, (n,) or (n, 2), with what is to be heard next; -> whether it is anything but
@@ -726,8 +618,8 @@ class Client:
             out[...] = with_channels(heard, out.ndim)
         if not sounds:
             self.levels = {}
-        elif self.measuring:
-            self.ears.played(self.playout.timestamp, now_ns, self.clock)
+        else:
+            self.clocks.played(self.playout.timestamp, now_ns)
         return sounds
 
     def close(self, now_ns: int) -> None:
@@ -787,27 +679,16 @@ class Client:
     def transmit(self, now_ns: int) -> list[bytes]:
         """-> the datagrams that are to be sent to the server."""
         datagrams, self._outbox = self._outbox, []
-        if self._clock_wanted or self.measuring:
+        if self._connection is not None and self.view.me is not None:
             self._ask_clock(now_ns)
         if self._connection is not None:
             datagrams += self._connection.transmit(now_ns)
         return datagrams
 
     def _ask_clock(self, now_ns: int) -> None:
-        """Asks for the server's clock, and tells how one's own audio lies on it: while one speaks,
-        or wants to know how late the others are."""
-        if now_ns < self._clock_due_ns or self._connection is None or self.view.me is None:
-            return
-        self._clock_due_ns = now_ns + (ASK_NS if self.clock.known == EXCHANGES else ASK_FIRST_NS)
-        self._clock_wanted = False
-        if self._clock_id:
-            return
-        offset = self._origin.offset(self.clock)
-        self._clock_id = self._request_own(
-            frames.AskClock, **({} if offset is None else {"offset": offset})
-        )
-        self._clock_asked_ns = now_ns
-        self._alignment.asked()
+        question = self.clocks.question(now_ns)
+        if question is not None:
+            self.clocks.asked(self._request_own(frames.AskClock, **question), now_ns)
 
     @property
     def deadline_ns(self) -> int:
@@ -819,8 +700,8 @@ class Client:
             return self._connection.deadline_ns
         due = (self._rejoin_ns, self._gap_ns, self._ask_ns)
         own = [self._connection.deadline_ns, self._silent_ns]
-        if self.measuring and self.view.me is not None:
-            own.append(self._clock_due_ns)
+        if self.clocks.measuring and self.view.me is not None:
+            own.append(self.clocks.due_ns)
         return int(min(own + [when_ns for when_ns in due if when_ns is not None]))
 
     @property

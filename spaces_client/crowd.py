@@ -23,7 +23,7 @@ from protocol.link import Link
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.roles import Role
 from spaces_client.audio import BLOCK_MS, AudioError, AudioInput, AudioOutput
-from spaces_client.client import Heard
+from spaces_client.events import Heard
 from spaces_client.live import LiveSpace, SpacesError, connect, session
 from spaces_client.paced import Listen, Looped
 from spaces_client.synth import synthesise_voice

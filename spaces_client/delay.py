@@ -15,13 +15,10 @@ from typing import Final
 import numpy as np
 
 from protocol.clock import MASK, difference, samples_at
-from protocol.connection import MS
 from protocol.frames import VoiceClock
 from protocol.packets import CAPTURE_UNIT_SAMPLES, Audible, DownlinkAudio
 
 EXCHANGES: Final = 8
-ASK_NS: Final = 5_000 * MS  # between two questions,
-ASK_FIRST_NS: Final = 200 * MS  # and until there are EXCHANGES answers
 LOOKAHEAD_SAMPLES: Final = 2 * 312 + 72  # 6.5 ms each, as libopus has it; 1.5 ms
 # The earliest captures say how audio lies on the clock: a block is often late, and never early.
 CREEP: Final = 512  # blocks, in which a clock that drifts is followed

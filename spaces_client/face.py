@@ -26,7 +26,7 @@ from protocol.frames import Member
 from protocol.roles import PERMISSIONS, Action
 from protocol.text import shown
 from spaces_client import words
-from spaces_client.client import (
+from spaces_client.events import (
     Changed,
     Chat,
     Disconnected,

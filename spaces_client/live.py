@@ -26,9 +26,9 @@ from protocol.link import Link
 from protocol.packets import UplinkAudio
 from protocol.roles import Role
 from spaces_client.audio import AudioError, AudioInput, AudioOutput
-from spaces_client.client import (
+from spaces_client.client import Client
+from spaces_client.events import (
     Changed,
-    Client,
     ClientEvent,
     Disconnected,
     Ended,
@@ -140,7 +140,7 @@ class LiveSpace(Session):
         """What is known of the sound: of each speaker how late they are, of the mix what the
         network does to it.  From the first call on delays are measured; a second or two later
         they are there."""
-        self.client.measuring = True
+        self.client.clocks.measuring = True
         output_ms = 0.0 if self._output is None else self._output.delay_ms
         return stats_of(self.client, output_ms)
 

@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 from protocol import frames
 from protocol.connection import MS
 from protocol.reliable import ChannelFull
-from spaces_client.client import (
-    Client,
+from spaces_client.client import Client, Phase
+from spaces_client.events import (
     ClientEvent,
     Connected,
     Disconnected,
     Notified,
-    Phase,
     Reconnecting,
     Replied,
 )

@@ -301,7 +301,7 @@ async def _who(space: LiveSpace) -> str:
 
 
 async def _stats(space: LiveSpace) -> str:
-    if not space.client.measuring:
+    if not space.client.clocks.measuring:
         space.stats()  # begins to measure
         await asyncio.sleep(MEASURE_S)
     return "\n".join(f"  {line}" for line in described(space.stats()))

@@ -45,7 +45,7 @@ def stats_of(client: Client, output_ms: float) -> Stats:
     """output_ms: from a block being filled to its being heard."""
 
     def delay_ms(seat: object) -> float | None:
-        known = client.ears.delay_ms(seat) if isinstance(seat, int) else None
+        known = client.clocks.ears.delay_ms(seat) if isinstance(seat, int) else None
         return None if known is None else round(known + output_ms, 1)
 
     playout = client.playout.stats
@@ -61,7 +61,7 @@ def stats_of(client: Client, output_ms: float) -> Stats:
             for member in client.view.stage
             if client.view.me is None or member.id != client.view.me.id
         ),
-        clock_error_ms=_ms(client.clock.error_ns),
+        clock_error_ms=_ms(client.clocks.server.error_ns),
         rtt_ms=_ms(client.rtt_ns),
         buffer_ms=round(playout.delay_ns / 1e6, 1),
         target_ms=round(playout.target_ns / 1e6, 1),

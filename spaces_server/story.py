@@ -24,7 +24,7 @@ from protocol.frames import Category, Outcome
 from protocol.link import Link
 from protocol.roles import Role
 from spaces_client.audio import BLOCK_SAMPLES, AudioInput, Samples
-from spaces_client.client import Ended, Notified, Reacted, Reconnected
+from spaces_client.events import Ended, Notified, Reacted, Reconnected
 from spaces_client.live import LiveSpace, SpacesError, session
 from spaces_client.paced import Listen, Looped
 from spaces_server.child import Child, ChildError

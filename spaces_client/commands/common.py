@@ -26,7 +26,7 @@ from protocol.opus import OpusError
 from protocol.text import shown
 from spaces_client import words
 from spaces_client.audio import AudioError
-from spaces_client.client import Notified
+from spaces_client.events import Notified
 from spaces_client.home import IDENTITY_FILE, Home, HomeError
 from spaces_client.live import LiveSpace, SpacesError, session
 from spaces_client.session import Session

@@ -22,7 +22,7 @@ from protocol.frames import Category, ErrorCode
 from protocol.keyfile import load_key
 from protocol.link import Link
 from protocol.noise import public_key
-from spaces_client.client import Disconnected, Ended, Reconnecting
+from spaces_client.events import Disconnected, Ended, Reconnecting
 from spaces_client.live import SpacesError, connect, host, session
 from spaces_server.cli import main
 from tests.integration.postgres import Postgres

@@ -31,7 +31,7 @@ def evening(seed: int, path: Path, *, low_delay: bool, aligned: bool) -> tuple[f
     world.clocked, world.aligned = True, aligned
     host, listener = world.gathered([300.0], 1, Settings(low_delay=low_delay))
     host.script = spoken(host.client.profile.frame_samples)
-    listener.client.measuring = True
+    listener.client.clocks.measuring = True
     world.run(SECONDS * 1_000)
     [speaker] = stats_of(listener.client, output_ms=0).speakers
     clocks = world.answer(host, frames.AskClock)

@@ -43,7 +43,7 @@ def test_the_delay_shown_is_that_of_the_sound(low_delay: bool, seed: int, path: 
             began_ns.append(world.now_ns - samples * 62_500 // 3)
             yield block
 
-    listener.client.measuring = True
+    listener.client.clocks.measuring = True
     host.script = script()
     shown_ms = []
     for _ in range(SECONDS * 10):
@@ -67,7 +67,7 @@ def test_a_space_of_low_delay_has_less_of_it() -> None:
         world = World(7, CLEAN)
         world.clocked = True
         host, listener = world.gathered([300.0], 1, Settings(low_delay=low_delay))
-        listener.client.measuring = host.talking = True
+        listener.client.clocks.measuring = host.talking = True
         world.run(4_000)
         [speaker] = stats_of(listener.client, output_ms=0).speakers
         assert speaker.delay_ms is not None
@@ -81,11 +81,11 @@ def test_a_speaker_asks_for_the_clock_only_while_speaking_and_others_not_at_all(
     host, listener = world.gathered([300.0], listeners=1)
     for _ in range(20):
         world.run(1_000)
-    assert not host.client.clock.known
+    assert not host.client.clocks.server.known
     host.talking = True
     world.run(3_000)
-    assert host.client.clock.known
-    assert not listener.client.clock.known
+    assert host.client.clocks.server.known
+    assert not listener.client.clocks.server.known
     answer = world.answer(listener, frames.AskClock)
     assert isinstance(answer, frames.Clocks)
     assert [voice.seat for voice in answer.voices] == [host.me.seat]

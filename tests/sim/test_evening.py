@@ -10,7 +10,8 @@ import pytest
 from protocol import frames
 from protocol.connection import MS
 from protocol.roles import Role
-from spaces_client.client import Chat, Phase
+from spaces_client.client import Phase
+from spaces_client.events import Chat
 from spaces_server.node import Limits
 from tests.sim.checkers import (
     EncodesFollowRecipes,

@@ -9,7 +9,8 @@ from protocol import frames
 from protocol.connection import MS
 from protocol.packets import Kind
 from protocol.roles import Role
-from spaces_client.client import Ended, Phase, Reconnected, Reconnecting
+from spaces_client.client import Phase
+from spaces_client.events import Ended, Reconnected, Reconnecting
 from spaces_server.node import Limits
 from tests.sim.checkers import (
     EncodesFollowRecipes,

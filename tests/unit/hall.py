@@ -15,7 +15,8 @@ from protocol.link import Link
 from protocol.noise import public_key
 from protocol.opus import Decoder, Encoder
 from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio, unpack_header
-from spaces_client.client import Client, ClientEvent, Disconnected, Heard, Phase, Replied
+from spaces_client.client import Client, Phase
+from spaces_client.events import ClientEvent, Disconnected, Heard, Replied
 from spaces_server.node import Limits, Node
 from spaces_server.policy.house import HouseRules
 from spaces_server.policy.space import Space

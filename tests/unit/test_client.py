@@ -393,23 +393,23 @@ def test_whoever_measures_asks_for_the_clock_often_at_first() -> None:
     hall = joined()
     hall.run(5 * S)
     assert hall.asked == []
-    hall.client.measuring = True
+    hall.client.clocks.measuring = True
     hall.run(2 * S)
     first = len(hall.asked_for(frames.AskClock))
     assert first in (EXCHANGES, EXCHANGES + 1)
     hall.run(20 * S)
     assert len(hall.asked_for(frames.AskClock)) - first in (4, 5)
     assert hall.seen() == []
-    assert hall.client.clock.known == EXCHANGES
+    assert hall.client.clocks.server.known == EXCHANGES
 
 
 def test_a_server_without_a_clock_is_asked_once() -> None:
     hall = joined()
     hall.refuse = lambda request: frames.Error(re=request.id, code="unknown_type", text="?")
-    hall.client.measuring = True
+    hall.client.clocks.measuring = True
     hall.run(20 * S)
     assert len(hall.asked_for(frames.AskClock)) == 1
-    assert hall.client.clock.offset is None
+    assert hall.client.clocks.server.offset is None
     assert hall.seen() == []
 
 

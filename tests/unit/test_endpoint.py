@@ -35,7 +35,8 @@ from protocol.packets import (
     unpack_refused,
 )
 from spaces_client import AGENT
-from spaces_client.client import REFUSALS, Client, Connected, Disconnected, Phase, Replied
+from spaces_client.client import REFUSALS, Client, Phase
+from spaces_client.events import Connected, Disconnected, Replied
 from spaces_server import endpoint as module
 from spaces_server.endpoint import (
     COOKIE_LIFETIME_NS,

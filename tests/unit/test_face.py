@@ -16,7 +16,7 @@ from protocol.frames import Member, MessageInfo, Settings, Snapshot, Visibility,
 from protocol.link import Link
 from protocol.roles import Role
 from spaces_client import face as face_module
-from spaces_client.client import (
+from spaces_client.events import (
     Changed,
     Chat,
     ClientEvent,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from protocol import frames
 from protocol.connection import MS, Message, State
 from protocol.packets import COOKIE_BYTES, MAX_DATAGRAM_BYTES, Kind, pack_header
-from spaces_client.client import Connected, Disconnected, Phase
+from spaces_client.client import Phase
+from spaces_client.events import Connected, Disconnected
 from spaces_server.endpoint import Session
 from tests.unit.test_connection import (
     AWAY,

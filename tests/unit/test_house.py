@@ -11,7 +11,7 @@ from protocol.connection import CloseCode
 from protocol.frames import Access, Category, ErrorCode, Outcome, Visibility
 from protocol.packets import Kind
 from protocol.roles import Role
-from spaces_client.client import Notified, Removed
+from spaces_client.events import Notified, Removed
 from spaces_server.policy.house import HouseRules
 from spaces_server.policy.space import SpaceRules
 from spaces_server.recorder import MAX_PACKETS

@@ -16,7 +16,7 @@ from protocol.frames import ErrorCode
 from protocol.packets import Kind
 from protocol.reliable import ChannelFull
 from protocol.roles import Role
-from spaces_client.client import Ended, Notified, Reconnected, Reconnecting, Replied
+from spaces_client.events import Ended, Notified, Reconnected, Reconnecting, Replied
 from spaces_server.endpoint import Session
 from spaces_server.ledger import MAX_WAITING
 from spaces_server.mixer.mixer import SpaceMix

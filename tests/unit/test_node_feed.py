@@ -5,7 +5,7 @@ import pytest
 
 from protocol import frames
 from protocol.roles import Role
-from spaces_client.client import Chat
+from spaces_client.events import Chat
 from spaces_server.node import FEED_A_TICK, FEED_TICKS
 from tests.unit.hall import SECOND, Guest, Hall
 

@@ -239,9 +239,9 @@ async def test_stats_say_how_late_everyone_is(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("spaces_client.slash.MEASURE_S", 0)
     space = Told()
     space.client.levels[1] = 30
-    space.client.ears.learn([frames.VoiceClock(seat=1, offset=0)])
-    space.client.ears._delays_ms[1] = deque([59.0, 61.0, 60.0])
+    space.client.clocks.ears.learn([frames.VoiceClock(seat=1, offset=0)])
+    space.client.clocks.ears._delays_ms[1] = deque([59.0, 61.0, 60.0])
     first, *others = (await obey(space, "/stats")).splitlines()
     assert first.strip() == "Bo @bo: -30 dBov, 60.0 ms from mouth to ear"
-    assert space.client.measuring
+    assert space.client.clocks.measuring
     assert len(others) == 2
