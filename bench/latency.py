@@ -35,7 +35,6 @@ from rich.table import Table
 from bench.process import cores, pinned, without_collector
 from bench.server import MeasuredServer
 from protocol.frames import Settings
-from protocol.opus import Encoder
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.profile import profile_of
 from spaces_client.audio import BLOCK_MS, AudioInput
@@ -130,7 +129,8 @@ async def _run(
     low_delay: bool,
 ) -> dict[str, Any]:
     settings = Settings(low_delay=low_delay)
-    frame_samples = profile_of(settings).frame_samples
+    profile = profile_of(settings)
+    frame_samples = profile.frame_samples
     files = voice_files(speech) if speech is not None else []
     # All of them before anybody speaks: to make one takes so long that those who do would falter.
     voices: list[AudioInput] = [
@@ -174,7 +174,7 @@ async def _run(
         for member in (*on_stage, *audience):
             member.stop_audio()
     # Both ends of the way have a codec that looks ahead: the speaker's client and the server.
-    codec_ms = 2 * Encoder().lookahead_samples / 48
+    codec_ms = 2 * profile.lookahead_samples / 48
     limiter_ms = LOOK_AHEAD_SAMPLES / 48
     heard_ms = np.array([ns for ear in ears for ns in ear.delays_ns], np.float64) / MS
     return {

@@ -199,6 +199,8 @@ class Encoder:
     `bitrate` in bits/s; `complexity` 0..10; `expected_loss_percent` 0..100 steers how much in-band
     FEC (`fec`) is spent; `dtx` shrinks packets to 1-2 bytes in silence; `signal` says what is
     encoded (voices sound better when it is said: PESQ-WB 4.42 instead of 4.35 at 32 kbit/s).
+    `low_delay` looks 2.5 ms ahead instead of 6.5 and never uses SILK, without which voices need
+    twice the bits (PESQ-WB 3.1 instead of 4.2 at 32 kbit/s), and FEC does nothing.
     Bitrate, complexity, FEC and loss can be set later as well. OpusError for values that libopus
     refuses.
     """
@@ -210,6 +212,7 @@ class Encoder:
         bitrate: int = 32_000,
         complexity: int = 5,
         signal: Literal["voice", "music"] = "voice",
+        low_delay: bool = False,
         fec: bool = False,
         expected_loss_percent: int = 0,
         dtx: bool = False,
@@ -223,12 +226,10 @@ class Encoder:
         self._state = ctypes.cast(self._memory, _encoder_binding.EncoderPointer)
         self._packet = ctypes.create_string_buffer(MAX_PACKET_BYTES)
         self._packet_view = memoryview(self._packet)
-        _checked(
-            _encoder_init(
-                self._state, SAMPLE_RATE, channels, _opuslib.APPLICATION_TYPES_MAP["audio"]
-            ),
-            "encoder",
-        )
+        application = _opuslib.APPLICATION_TYPES_MAP[
+            "restricted_lowdelay" if low_delay else "audio"
+        ]
+        _checked(_encoder_init(self._state, SAMPLE_RATE, channels, application), "encoder")
         self.bitrate = bitrate
         self.complexity = complexity
         self.fec = fec

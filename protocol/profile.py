@@ -34,7 +34,13 @@ class Profile:
         """How an `Encoder` for it differs from the one that its owner would make for voices."""
         if not self.music:
             return {}
-        return {"channels": 2, "signal": "music", "bitrate": 128_000}
+        low_delay = self.frame_samples < 960  # at this rate nothing is lost by it
+        return {"channels": 2, "signal": "music", "bitrate": 128_000, "low_delay": low_delay}
+
+    @property
+    def lookahead_samples(self) -> int:
+        """By how much sound comes out of libopus later than its packet's timestamp says."""
+        return 120 if self.encoding.get("low_delay") else 312
 
     def shape(self, samples: int) -> tuple[int, ...]:
         """Of so many samples as an array: (n,), or (n, 2)."""

@@ -161,7 +161,7 @@ class Client:
         self.received = Received()  # in this session
         self.playout = Playout(complexity=DECODER_COMPLEXITY)
         self._repeater = Repeater()  # of what we say, in this session
-        self.clocks = Clocks(self.profile.frame_samples)
+        self.clocks = Clocks(self.profile)
         self.rtt_ns: int | None = None
         self.levels: dict[int, int] = {}  # seat -> -dBov, of those who sound now
         self.trouble: str | None = None  # why the session was lost, until there is one again
@@ -507,7 +507,7 @@ class Client:
             self._way_back, self._entry = way, None
 
     def _sound_as(self, profile: Profile) -> None:
-        self.clocks.frames_are_of(profile.frame_samples)
+        self.clocks.sound_as(profile)
         if profile == self.profile:
             return
         self.profile = profile

@@ -11,6 +11,7 @@ from protocol import frames
 from protocol.connection import MS
 from protocol.frames import ErrorCode
 from protocol.packets import DownlinkAudio
+from protocol.profile import Profile
 from spaces_client.alignment import Alignment
 from spaces_client.delay import EXCHANGES, Ears, ServerClock, VoiceOrigin
 
@@ -23,25 +24,25 @@ class Clocks:
     request_id: of the question that has no answer yet, or 0.  due_ns: when the next may be asked.
     """
 
-    def __init__(self, frame_samples: int) -> None:
+    def __init__(self, profile: Profile) -> None:
         self.measuring = False
         self.request_id = 0
         self.due_ns: int | float = 0
         self._wanted = False
         self._asked_ns = 0
         self.session_begins()
-        self.frames_are_of(frame_samples)
+        self.sound_as(profile)
 
     def session_begins(self) -> None:
         """Perhaps with another server, or the same one, started anew."""
         self.server = ServerClock()
         self.due_ns = self.request_id = 0
 
-    def frames_are_of(self, samples: int) -> None:
-        """One's own, and those of the mix, from now on."""
-        self.ears = Ears(samples)
+    def sound_as(self, profile: Profile) -> None:
+        """One's own frames, and those of the mix, from now on."""
+        self.ears = Ears(profile)
         self._origin = VoiceOrigin()
-        self._alignment = Alignment(samples)
+        self._alignment = Alignment(profile.frame_samples)
 
     # -- one's own voice
 

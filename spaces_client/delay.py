@@ -17,9 +17,10 @@ import numpy as np
 from protocol.clock import MASK, difference, samples_at
 from protocol.frames import VoiceClock
 from protocol.packets import CAPTURE_UNIT_SAMPLES, Audible, DownlinkAudio
+from protocol.profile import Profile
 
 EXCHANGES: Final = 8
-LOOKAHEAD_SAMPLES: Final = 2 * 312 + 72  # 6.5 ms each, as libopus has it; 1.5 ms
+LIMITER_SAMPLES: Final = 72  # 1.5 ms
 # The earliest captures say how audio lies on the clock: a block is often late, and never early.
 CREEP: Final = 512  # blocks, in which a clock that drifts is followed
 JUMP_SAMPLES: Final = 2_400  # 50 ms: blocks were left out
@@ -83,10 +84,11 @@ class Ears:
     """Takes note of what comes and what is played.  voices: how the speakers' audio lies on the
     server's clock, by seats."""
 
-    def __init__(self, frame_samples: int) -> None:
-        """frame_samples: in a packet of the mix."""
+    def __init__(self, profile: Profile) -> None:
+        """profile: of the mix, and of the speakers as well."""
         self.voices: dict[int, int] = {}
-        self._frame_samples = frame_samples
+        self._frame_samples = profile.frame_samples
+        self._ahead_samples = 2 * profile.lookahead_samples + LIMITER_SAMPLES
         self._packets: dict[int, tuple[Audible, ...]] = {}  # by timestamps
         self._newest = 0
         self._delays_ms: dict[int, deque[float]] = {}
@@ -117,7 +119,7 @@ class Ears:
             delay = (units - 0.5) * CAPTURE_UNIT_SAMPLES + fresh % CAPTURE_UNIT_SAMPLES - within
             if delay < MAX_DELAY_SAMPLES:
                 delays_ms = self._delays_ms.setdefault(audible.seat, deque(maxlen=HEARD))
-                delays_ms.append((delay + LOOKAHEAD_SAMPLES) / 48)
+                delays_ms.append((delay + self._ahead_samples) / 48)
 
     def delay_ms(self, seat: int) -> float | None:
         """From this speaker's mouth to here, the median of what was played last."""

@@ -8,9 +8,11 @@ from protocol.clock import MASK, difference, samples_at
 from protocol.connection import MS
 from protocol.frames import VoiceClock
 from protocol.packets import Audible, DownlinkAudio
-from spaces_client.delay import LOOKAHEAD_SAMPLES, Ears, ServerClock, VoiceOrigin
+from protocol.profile import VOICE
+from spaces_client.delay import Ears, ServerClock, VoiceOrigin
 
 BLOCK = 960
+AHEAD_MS = 2 * 6.5 + 1.5  # two codecs and a limiter
 HOUR_NS = 3_600_000 * MS
 
 
@@ -92,7 +94,7 @@ def test_the_delay_of_what_is_played(start: int, speaker_ns: int, listener_ns: i
     asked(clock, -speaker_ns, 15, 15, speaker_ns + 10 * HOUR_NS)
     theirs = ServerClock()
     asked(theirs, -listener_ns, 15, 15, listener_ns + 10 * HOUR_NS)
-    ears = Ears(BLOCK)
+    ears = Ears(VOICE)
     for number in range(50):
         captured_ns = 10 * HOUR_NS + number * 20 * MS  # the first of a block, true time
         timestamp = start + number * BLOCK & MASK
@@ -107,14 +109,14 @@ def test_the_delay_of_what_is_played(start: int, speaker_ns: int, listener_ns: i
         ears.played(mixed + 480, played_ns + 10 * MS, theirs)  # by halves
     delay_ms = ears.delay_ms(3)
     assert delay_ms is not None
-    assert abs(delay_ms - 80 - LOOKAHEAD_SAMPLES / 48) < 1.5
+    assert abs(delay_ms - 80 - AHEAD_MS) < 1.5
     assert ears.delay_ms(4) is None
     ears.learn([])
     assert ears.delay_ms(3) is None
 
 
 def test_what_is_not_known_is_not_guessed() -> None:
-    ears, clock = Ears(BLOCK), ServerClock()
+    ears, clock = Ears(VOICE), ServerClock()
     ears.came(DownlinkAudio(960, 0, (Audible(3, 20, 5),), b""))
     ears.played(960, 0, clock)  # no clock
     asked(clock, 0, 1, 1, 0)

@@ -77,6 +77,23 @@ def test_the_sides_stay_apart_through_server_and_codecs() -> None:
     assert level == pytest.approx(0.2 / np.sqrt(2), rel=0.1)
 
 
+@pytest.mark.parametrize("low_delay", [False, True])
+@pytest.mark.parametrize("sound", [Sound.VOICE, Sound.MUSIC])
+def test_a_profile_knows_how_far_its_codec_looks_ahead(sound: Sound, low_delay: bool) -> None:
+    """A click that goes through it comes out so much later."""
+    profile = profile_of(Settings(sound=sound, low_delay=low_delay))
+    size = profile.frame_samples
+    encoder, decoder = Encoder(**profile.encoding), Decoder(profile.channels)
+    assert encoder.lookahead_samples == profile.lookahead_samples
+    click: Samples = np.zeros(profile.shape(20 * size), np.float32)
+    click[10 * size] = 0.9
+    out = np.zeros_like(click)
+    for begin in range(0, len(click), size):
+        decoder.decode(encoder.encode(click[begin : begin + size]), out[begin : begin + size])
+    loudest = int(np.abs(out).reshape(len(out), -1).max(axis=1).argmax())
+    assert abs(loudest - 10 * size - profile.lookahead_samples) <= 24
+
+
 def test_a_packet_in_mono_is_heard_on_both_sides_of_music() -> None:
     mono = with_channels(tones(440, 440), 1)
     stereo = Encoder(complexity=5, **MUSIC.encoding)
