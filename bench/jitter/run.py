@@ -120,8 +120,28 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     for key in rows[0]:
         table.add_column(key.replace("_", " "), justify="right" if key != "trace" else "left")
     for row in rows:
-        table.add_row(*("–" if value is None else str(value) for value in row.values()))
+        table.add_row(*map(_text, row.values()))
     Console().print(table)
+
+
+def _write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """jitter.json, and jitter.md, a table of the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "# Jitter, loss and delay",
+        "",
+        "Made by `spaces-bench jitter`; what it means is in bench/README.md.",
+        "",
+        f"| {' | '.join(rows[0])} |",
+        f"|{'---|' * len(rows[0])}",
+        *(f"| {' | '.join(map(_text, row.values()))} |" for row in rows),
+    ]
+    (folder / "jitter.json").write_text(json.dumps({"traces": rows}) + "\n")
+    (folder / "jitter.md").write_text("\n".join(lines) + "\n")
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else str(value)
 
 
 @click.command("jitter")
@@ -143,9 +163,19 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Draw delay over time into this folder, one PNG for each trace.",
 )
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write jitter.json and jitter.md into this folder.",
+)
 @json_option
 def command(
-    folder: Path, speech: Path | None, sound: bool, plot: Path | None, as_json: bool
+    folder: Path,
+    speech: Path | None,
+    sound: bool,
+    plot: Path | None,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
     """Our receive path over traces of networks, beside others.
 
@@ -165,6 +195,8 @@ def command(
     except ImportError as error:
         raise click.ClickException(f"plots need matplotlib: {error}") from error
     rows = [row for row, _ in measured]
+    if output is not None:
+        _write(rows, output)
     if as_json:
         click.echo(json.dumps({"traces": rows}))
     else:

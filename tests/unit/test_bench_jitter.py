@@ -95,12 +95,17 @@ def test_copies_stand_in_for_what_is_lost(tmp_path: Path) -> None:
 
 def test_the_command_gives_one_object(tmp_path: Path) -> None:
     write_trace(tmp_path / "one.csv", frames=150)
+    written = tmp_path / "written"
+    folders = ["--plot", str(tmp_path), "--output", str(written)]
     result = CliRunner().invoke(
-        main,
-        ["jitter", "--traces", str(tmp_path), "--no-sound", "--json", "--plot", str(tmp_path)],
+        main, ["jitter", "--traces", str(tmp_path), "--no-sound", "--json", *folders]
     )
     assert result.exit_code == 0, result.output
     rows = json.loads(result.output)["traces"]
+    assert json.loads((written / "jitter.json").read_text())["traces"] == rows
+    table = (written / "jitter.md").read_text()
+    assert f"| one | ours | {rows[0]['added_ms']} |" in table
+    assert table.count("\n| one |") == len(rows)
     assert all(set(row) == KEYS for row in rows)
     assert {row["receiver"] for row in rows} >= {"ours", "ours+redundancy", "fixed60"}
     assert (tmp_path / "one.png").stat().st_size > 10_000
