@@ -240,19 +240,27 @@ class PathDelay:
     def record_packet(self, arrival_ns: int, transit_ns: int) -> None:
         """A packet has come by the path."""
         minima = self._minima
+        known = len(minima)
         while minima and arrival_ns - minima[0][0] >= self.WINDOW_NS:
             minima.popleft()
+        changed = len(minima) < known
         if not minima or arrival_ns - minima[-1][0] >= self.SLICE_NS:
             minima.append((arrival_ns, transit_ns))
+            changed = True
         elif transit_ns < minima[-1][1]:
             minima[-1] = (minima[-1][0], transit_ns)
-        base_ns = min(least_ns for _, least_ns in minima)
-        before_ns = base_ns if self.base_ns is None else self.base_ns
-        if abs(base_ns - before_ns) >= MOST_DRIFT_NS:
-            self._move(round((base_ns - before_ns) / MS))
-        self.base_ns = base_ns
-        self.latest_ns = transit_ns - base_ns
+            changed = True
+        if changed:
+            self._settle(min(least_ns for _, least_ns in minima))
+        assert self.base_ns is not None
+        self.latest_ns = transit_ns - self.base_ns
         self._queue.record(transit_ns)
+
+    def _settle(self, base_ns: int) -> None:
+        """The minimum is this."""
+        before_ns, self.base_ns = self.base_ns, base_ns
+        if before_ns is not None and abs(base_ns - before_ns) >= MOST_DRIFT_NS:
+            self._move(round((base_ns - before_ns) / MS))
 
     def _move(self, bins: int) -> None:
         """The minimum is another one: what was seen lies elsewhere above it."""
