@@ -10,9 +10,8 @@ look ahead.
 
 from collections import deque
 from collections.abc import Sequence
+from statistics import median  # numpy's takes 20 ms when it is first called: frames would be late
 from typing import Final
-
-import numpy as np
 
 from protocol.clock import MASK, difference, samples_at
 from protocol.frames import VoiceClock
@@ -124,4 +123,4 @@ class Ears:
     def delay_ms(self, seat: int) -> float | None:
         """From this speaker's mouth to here, the median of what was played last."""
         delays_ms = self._delays_ms.get(seat)
-        return float(np.median(delays_ms)) if delays_ms else None
+        return median(delays_ms) if delays_ms else None
