@@ -58,7 +58,8 @@ PRIOR_FRAMES: Final = 30
 PRIOR_SHARE: Final = 0.2
 PRIOR_MS: Final = 2
 # Next to no frame should be late where that is cheap: one in four thousand costs this much, and
-# each doubling of their share as much again, until they are not rare any more.
+# each doubling of their share as much again, until they are not rare any more.  In a space of low
+# delay it costs nothing besides: there a frame now and then is given for what all others wait less.
 RARE_MS: Final = 5
 RARE_SHARE: Final = 2.5e-4
 RARE_DOUBLINGS: Final = 3
@@ -220,7 +221,8 @@ class PathDelay:
     WINDOW_NS: Final = 10_000 * MS
     SLICE_NS: Final = 1_000 * MS  # the window moves in steps of this
 
-    def __init__(self) -> None:
+    def __init__(self, *, low_delay: bool = False) -> None:
+        self._rare_ms = 0 if low_delay else RARE_MS
         self._minima: deque[tuple[int, int]] = deque()  # (start of a slice, its least transit)
         # Of relative delays, a bin each ms, backwards: at each of the speeds.
         self._seen = np.zeros((3, MAX_MARGIN_MS), np.float32)
@@ -299,7 +301,7 @@ class PathDelay:
         self.cost_ms = _MARGINS_MS + 100 * kind.loss_ms_per_percent * late
         # Later than the latest that was seen by a guard: nothing is rare there.
         doublings = np.log2(1 + rarely * np.float32(1 / RARE_SHARE))
-        rare_ms = RARE_MS * np.minimum(doublings, RARE_DOUBLINGS)
+        rare_ms = self._rare_ms * np.minimum(doublings, RARE_DOUBLINGS)
         self.cost_ms[GUARD_MS:] += rare_ms[:-GUARD_MS]
         self.cost_ms[:GUARD_MS] += rare_ms[0]
         if self.frames >= FIRST_FRAMES:
@@ -337,16 +339,19 @@ class PathDelay:
 
 
 class JitterBuffer:
-    """Packets in by `insert`, decisions out by `next`. Bounded in packets, span and delay."""
+    """Packets in by `insert`, decisions out by `next`. Bounded in packets, span and delay.
 
-    def __init__(self) -> None:
+    low_delay: what is late now and then is not waited for."""
+
+    def __init__(self, *, low_delay: bool = False) -> None:
         self.stats = JitterStats()
+        self._low_delay = low_delay
         self._newest = 0  # unwrapped timestamp of the last packet: the next one is near it
         self._clear()
 
     def _clear(self) -> None:
         self._packets: list[_Packet] = []  # by timestamp, none twice
-        self._path = PathDelay()
+        self._path = PathDelay(low_delay=self._low_delay)
         self._came: dict[int, bool] = {}  # timestamps of the last frames; False: as FEC alone
         self._cursor: int | None = None  # the next sample to play; what lies before it is late
         self._playing = False

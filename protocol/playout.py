@@ -26,10 +26,11 @@ LOUD_DECAY: Final = 0.995  # a frame; half of it after 3 s of frames of 20 ms
 
 
 class Playout:
-    """Packets in by `insert`, PCM out by `pull`. `complexity` is the decoder's."""
+    """Packets in by `insert`, PCM out by `pull`. `complexity` is the decoder's; `low_delay`: see
+    JitterBuffer."""
 
-    def __init__(self, channels: int = 1, *, complexity: int = 0) -> None:
-        self._jitter = JitterBuffer()
+    def __init__(self, channels: int = 1, *, complexity: int = 0, low_delay: bool = False) -> None:
+        self._jitter = JitterBuffer(low_delay=low_delay)
         self._decoder = Decoder(channels, complexity=complexity)
         per_sample = () if channels == 1 else (channels,)
         self._pcm: Samples = np.zeros(

@@ -20,6 +20,10 @@ class Profile:
     music: bool = False
 
     @property
+    def low_delay(self) -> bool:
+        return self.frame_samples < VOICE.frame_samples
+
+    @property
     def period_samples(self) -> int:
         """What a sound card gives or takes at a time: half a frame, as what waits for the next
         period waits half as long then."""
@@ -34,8 +38,8 @@ class Profile:
         """How an `Encoder` for it differs from the one that its owner would make for voices."""
         if not self.music:
             return {}
-        low_delay = self.frame_samples < 960  # at this rate nothing is lost by it
-        return {"channels": 2, "signal": "music", "bitrate": 128_000, "low_delay": low_delay}
+        # At this rate nothing is lost by low delay.
+        return {"channels": 2, "signal": "music", "bitrate": 128_000, "low_delay": self.low_delay}
 
     @property
     def lookahead_samples(self) -> int:

@@ -159,7 +159,7 @@ class Client:
         self.profile = VOICE  # of the space that one entered last
         self.muted = False
         self.received = Received()  # in this session
-        self.playout = Playout(complexity=DECODER_COMPLEXITY)
+        self.playout = self._new_playout()
         self._repeater = Repeater()  # of what we say, in this session
         self.clocks = Clocks(self.profile)
         self.rtt_ns: int | None = None
@@ -197,6 +197,13 @@ class Client:
             complexity=self._complexity,
             timestamp=timestamp,
             profile=self.profile,
+        )
+
+    def _new_playout(self) -> Playout:
+        return Playout(
+            self.profile.channels,
+            complexity=DECODER_COMPLEXITY,
+            low_delay=self.profile.low_delay,
         )
 
     # -- handshake --------------------------------------------------------------------------
@@ -265,7 +272,7 @@ class Client:
         self._connection.ping(now_ns)  # what proves our address to the server
         self.phase = Phase.CONNECTED
         self.received = Received()
-        self.playout = Playout(self.profile.channels, complexity=DECODER_COMPLEXITY)
+        self.playout = self._new_playout()
         self._repeater = Repeater()
         self._talker.follow(NO_REMEDY)
         self.clocks.session_begins()
@@ -511,7 +518,7 @@ class Client:
         if profile == self.profile:
             return
         self.profile = profile
-        self.playout = Playout(profile.channels, complexity=DECODER_COMPLEXITY)
+        self.playout = self._new_playout()
         self._talker = self._new_talker(self._talker.timestamp)
         self._talker.follow(self._repeater.redundancy.remedy)
 

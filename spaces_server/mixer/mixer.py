@@ -75,7 +75,7 @@ class SpaceMix:
             return
         if member not in self._levellers and not self.profile.music:
             self._levellers[member] = Leveller(self.profile.frame_samples)
-        self.sources[member] = Source(seat, self._levellers.get(member), self.profile.channels)
+        self.sources[member] = Source(seat, self._levellers.get(member), self.profile)
         self.plan.set_gain(member, member, 0.0)
         if len(self._planes) < len(self.sources):
             self._planes = np.zeros((len(self.sources) + 3, *self._shape), np.float32)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.playout import Playout
+from protocol.profile import VOICE, Profile
 from spaces_server.mixer.loudness import Leveller
 
 FRAME_SAMPLES = 960  # 20 ms at 48 kHz
@@ -32,8 +33,10 @@ class Source:
     that tick.
     """
 
-    def __init__(self, seat: int, leveller: Leveller | None = None, channels: int = 1) -> None:
-        """leveller: None leaves the speaker as they are."""
+    def __init__(
+        self, seat: int, leveller: Leveller | None = None, profile: Profile = VOICE
+    ) -> None:
+        """leveller: None leaves the speaker as they are.  profile: of the mix."""
         self.seat = seat
         self._leveller = leveller
         self.sounding = False
@@ -41,7 +44,7 @@ class Source:
         self.level = SILENT_LEVEL
         self.capture = 0
         self.stopped = False
-        self._playout = Playout(channels)
+        self._playout = Playout(profile.channels, low_delay=profile.low_delay)
         self.stats = self._playout.stats
 
     def receive(self, audio: UplinkAudio, now_ns: int) -> None:

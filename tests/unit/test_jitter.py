@@ -378,10 +378,12 @@ def test_surplus_delay_is_taken_back_by_shortening() -> None:
     assert stats_of(bench).concealed_samples == stats_of(bench).dropped == 0
 
 
-def play_over(delays_ms: Sequence[float], *, soft: bool) -> JitterStats:
+def play_over(
+    delays_ms: Sequence[float], *, soft: bool = True, low_delay: bool = False
+) -> JitterStats:
     """A stream along a path with these delays, into a buffer pulled every 20 ms.  soft: whether
     what is not urgent may be stretched as well."""
-    buffer = JitterBuffer()
+    buffer = JitterBuffer(low_delay=low_delay)
     arrivals = sorted((i * TICK_NS + round(ms * MS), i) for i, ms in enumerate(delays_ms))
     left = 0
     for tick in range(len(delays_ms)):
@@ -396,10 +398,19 @@ def play_over(delays_ms: Sequence[float], *, soft: bool) -> JitterStats:
 def test_a_queue_that_grows_is_met_in_the_pauses() -> None:
     jitter_ms = random.Random(1)
     growing_ms = [max(0, i - 250) * 1.4 + jitter_ms.uniform(0, 6) for i in range(500)]
-    in_time = play_over(growing_ms, soft=True)
+    in_time = play_over(growing_ms)
     chased = play_over(growing_ms, soft=False)
     assert in_time.concealed_samples <= 4 * FRAME < 8 * FRAME <= chased.concealed_samples
     assert in_time.delay_ns <= (growing_ms[-1] + 20) * MS + jitter.MAX_RISE_NS
+
+
+def test_with_low_delay_what_is_rarely_late_is_given_up() -> None:
+    jitter_ms = random.Random(3)
+    path_ms = [25.0 if i % 200 == 199 else jitter_ms.uniform(0, 2) for i in range(3_000)]
+    waits, goes_on = play_over(path_ms), play_over(path_ms, low_delay=True)
+    assert waits.delay_ns - goes_on.delay_ns >= 10 * MS
+    assert waits.concealed_samples <= FRAME
+    assert FRAME < goes_on.concealed_samples <= 15 * FRAME  # each of the 15 that are late
 
 
 def test_only_what_rises_steadily_is_a_queue() -> None:
