@@ -204,6 +204,7 @@ async def stats_command(
         raise SpacesError("this link names no space; `spaces list` shows those that are live")
     async with session(link, key=home.key()) as space:
         await space.join(link.space, name=name or _user_name())
+        _keep_what_is_loaded()
         space.start_audio(None, Listen(as_device=True))
         space.stats()  # begins to measure
         for second in range(1, math.ceil(seconds) + 1):
@@ -312,9 +313,7 @@ async def _sound(
     processor, note = None, ""
     if source is not None and input_file is None:
         processor, note = _processor(voice, music=space.client.profile.music)
-    # All that was loaded stays: a garbage collector that looks through it holds the sound up for
-    # as long as a frame lasts.
-    gc.freeze()
+    _keep_what_is_loaded()
     space.start_audio(source, output, processor)
     if input_file:
         ended = asyncio.ensure_future(_said(file))
@@ -324,6 +323,11 @@ async def _sound(
         if ended is not None:
             ended.cancel()
         space.stop_audio()
+
+
+def _keep_what_is_loaded() -> None:
+    """A garbage collector that looks through it holds the sound up for as long as a frame lasts."""
+    gc.freeze()
 
 
 async def _said(file: WavInput) -> None:
