@@ -18,8 +18,12 @@ class Alignment:
 
     def __init__(self, frame_samples: int) -> None:
         self._frame_samples = frame_samples
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is known of what is spare."""
         self._spare_samples = 0
-        self._sent_samples = 0  # since the last move
+        self._sent_samples = 0  # since then, or the last move
         self._asked_too_soon = True
 
     def sent(self, samples: int) -> None:
@@ -41,5 +45,4 @@ class Alignment:
 
     def moved(self) -> None:
         """They begin later, as far as the microphone can."""
-        self._spare_samples = self._sent_samples = 0
-        self._asked_too_soon = True
+        self.forget()

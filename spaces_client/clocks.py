@@ -30,12 +30,13 @@ class Clocks:
         self.due_ns: int | float = 0
         self._wanted = False
         self._asked_ns = 0
-        self.session_begins()
         self.sound_as(profile)
+        self.session_begins()
 
     def session_begins(self) -> None:
         """Perhaps with another server, or the same one, started anew."""
         self.server = ServerClock()
+        self._alignment.forget()
         self.due_ns = self.request_id = 0
 
     def sound_as(self, profile: Profile) -> None:
