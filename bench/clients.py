@@ -68,7 +68,7 @@ class Client:
         self.last_id = 0
         self.acts_ns = 0
         self.wakes_ns = 0
-        self.repeat_ns = HELLO_REPEAT_NS
+        self.repeat_ns = 0
 
 
 class Batch(NamedTuple):
@@ -128,6 +128,7 @@ class Clients(Generic[C]):
 
     def prepare(self, client: C, cookie: bytes = NO_COOKIE) -> None:
         """Makes its HELLO."""
+        client.repeat_ns = HELLO_REPEAT_NS
         client.opening = Opening(
             client.index,
             self._link.key,

@@ -55,7 +55,7 @@ class Ours:
     """protocol/playout.py, pulled as a client's device does."""
 
     pull_samples = VOICE.period_samples
-    wait_ms = BLOCK_MS / 4
+    wait_ms = pull_samples / 48 / 2
 
     def __init__(self, trace: Trace) -> None:
         self.heard = Heard()

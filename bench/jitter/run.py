@@ -34,9 +34,12 @@ from bench.jitter.speex import speexdsp
 from bench.jitter.traces import Trace, TraceError, read_traces
 from bench.plots import Delays, draw_jitter
 from bench.show import json_option
+from protocol.profile import VOICE
 from spaces_client.audio import BLOCK_MS, AudioError
 
-LOOKAHEAD_MS = 6.5  # of an Opus encoder: how much later a sound lies in what it makes
+LOOKAHEAD_MS = (
+    VOICE.lookahead_samples / 48
+)  # of an Opus encoder: how much later a sound lies in what it makes
 
 
 @dataclass(frozen=True, slots=True)
