@@ -26,6 +26,7 @@ from typing import TypeVar
 import numpy as np
 
 from bench.clients import Batch, Client, Clients
+from bench.percentiles import percentiles
 from bench.polled import ROUND_NS, Tally, dropped_by_kernel, rest
 from bench.sample import TICK_NS, Sample
 from bench.speech import Talk
@@ -350,7 +351,6 @@ class Audience(Clients[Member]):
         skipped = sum(sample.skipped for sample in self._samples)
         sealed = int(self.tally.expected_by_stream[: self.listeners].sum())
         unmade = round(sealed * skipped / max(1, heard))
-        late_ms = np.percentile(self._late_ns or [0], [50, 99, 100]) / MS
         return Window(
             seconds=(now_ns - since_ns) / 1e9,
             expected=sealed + unmade,
@@ -363,8 +363,6 @@ class Audience(Clients[Member]):
             sampled_failures=sum(sample.failed for sample in self._samples),
             lost_sessions=self._lost - lost,
             generator_busy=max(0.0, 1 - self._idle_ns / (now_ns - since_ns)),
-            generator_lateness_ms=dict(
-                zip(("p50", "p99", "max"), np.round(late_ms, 3).tolist(), strict=True)
-            ),
+            generator_lateness_ms=percentiles(np.array(self._late_ns) / MS),
             generator_dropped=dropped_by_kernel(self.sockets) - dropped,
         )

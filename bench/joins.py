@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-import numpy as np
 
 from bench.audience import MAX_LATENESS_MS, Audience, AudienceError
 from bench.clients import Client, Clients
+from bench.percentiles import percentiles
 from bench.polled import dropped_by_kernel
 from bench.process import ProcessError, cores, pinned, without_collector
 from bench.server import MeasuredServer
@@ -194,7 +194,7 @@ def measure(
         "refused": dict(storm.refused),
         "cookies": storm.cookies,
         "hellos_repeated": storm.repeated,
-        "latency_ms": _percentiles(stormy.latencies_ms),
+        "latency_ms": percentiles(stormy.latencies_ms),
         "cpu_us_per_join": round(own_s * 1e6 / joins, 1) if joins else None,
         "server_cpu": round(during.server_cpu, 4),
         "server_cpu_before": round(before.server_cpu, 4),
@@ -204,7 +204,7 @@ def measure(
         "tick_lateness_ms": during.tick_lateness_ms,
         "tick_lateness_before_ms": before.tick_lateness_ms,
         "generator_cpu": round(during.window.generator_busy, 4),
-        "generator_lateness_ms": _percentiles(stormy.late_ms),
+        "generator_lateness_ms": percentiles(stormy.late_ms),
         "valid": not reason,
         "reason": reason,
     }
@@ -240,15 +240,10 @@ def _why_invalid(quiet: _Seen, stormy: _Seen, dropped: int) -> str:
         return reason
     if dropped:
         return f"the newcomers' sockets dropped {dropped} datagrams"
-    late_ms = _percentiles(stormy.late_ms)["p99"]
+    late_ms = percentiles(stormy.late_ms)["p99"]
     if late_ms > MAX_LATENESS_MS:
         return f"1 in 100 newcomers began {late_ms:.1f} ms late or more"
     return ""
-
-
-def _percentiles(values_ms: list[float]) -> dict[str, float]:
-    found = np.round(np.percentile(values_ms or [0.0], [50, 99, 100]), 3).tolist()
-    return dict(zip(("p50", "p99", "max"), found, strict=True))
 
 
 @click.command("joins")

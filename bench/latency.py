@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from bench.percentiles import percentiles
 from bench.process import cores, pinned, without_collector
 from bench.server import MeasuredServer
 from protocol.frames import Settings
@@ -41,7 +42,7 @@ from spaces_client.audio import BLOCK_MS, AudioInput
 from spaces_client.crowd import Delays, join_listeners, join_speakers, synthesised, voice_files
 from spaces_client.events import Heard
 from spaces_client.live import LiveSpace
-from spaces_client.paced import Listen, Looped
+from spaces_client.paced import Listen, Looped, Ticker
 from spaces_client.wav import read_blocks
 from spaces_server.mixer.limiter import LOOK_AHEAD_SAMPLES
 
@@ -168,8 +169,15 @@ async def _run(
         delays.delays_ms.clear()
         for ear in ears:
             ear.delays_ns.clear()
+        late_ns: list[int] = []
+        clock = Ticker(
+            lambda due_ns: late_ns.append(time.monotonic_ns() - due_ns),
+            asyncio.get_running_loop(),
+            profile.period_samples / 48,
+        )
         server.stats()  # its lateness is of the ticks from here on
         await asyncio.sleep(seconds)
+        clock.cancel()
         stats = server.stats()
         for member in (*on_stage, *audience):
             member.stop_audio()
@@ -186,6 +194,7 @@ async def _run(
         "mouth_to_ear_ms": _distribution(heard_ms + codec_ms + limiter_ms),
         "codec_lookahead_ms": codec_ms,
         "tick_lateness_ms": stats["tick_lateness_ms"],
+        "generator_lateness_ms": percentiles(np.array(late_ns, np.float64) / MS),
     }
 
 
@@ -213,10 +222,12 @@ def show(figures: dict[str, Any]) -> None:
     for key, name in (
         ("server_added_ms", "added by the server"),
         ("mouth_to_ear_ms", "to the ear"),
+        ("tick_lateness_ms", "the server's ticks were late by"),
+        ("generator_lateness_ms", "the clients' timers were late by"),
     ):
         seen = figures[key]
-        values = [seen.get(column, "-") for column in ("mean", "p50", "p90", "p99", "max")]
-        table.add_row(name, str(seen["packets"]), *map(str, values))
+        columns = ("packets", "mean", "p50", "p90", "p99", "max")
+        table.add_row(name, *(str(seen.get(column, "-")) for column in columns))
     Console().print(table)
 
 

@@ -4,33 +4,19 @@ Positions are RTP timestamps (48 kHz samples), never packet counts, so packets o
 and losses all fit one time line. The buffer holds packets and knows times; it never touches audio:
 `next` says what to do and `playout` does it.
 
-One quantity steers everything: the *margin*, how long after the path's quickest packets a sample
-is needed. A frame is in time if its relative delay is at most the margin. So a margin has a cost:
-itself, and the share of frames that come later than it, each per cent of which is worth
-some milliseconds. The buffer starts a talkspurt as soon as no later pull would be cheaper, and
-while it plays it stretches or shortens the sound towards the cheapest margin.  Where a queue grows
-on the path, it uses the pauses to be there before the frames come late.
-
-A frame may come by several ways: its own packet, a copy in a later one, the in-band FEC of the
-next. The first of them is when it came. So the buffer waits for copies exactly as far as that is
-worth it, and not at all where nothing is lost.  A copy that was not needed says when the frame
-would have come, had its own packet been lost, and counts as a small part of a frame: long bursts
-are rare, and what reaches behind them would be forgotten from one to the next.
-(After WebRTC's NetEQ: relative delay, forgetting histogram, its optimizer's cost of a loss,
-decisions apart from decoding.)
+`path_delay` says what each margin costs. The buffer starts a talkspurt as soon as no later pull
+would be cheaper, and while it plays it stretches or shortens the sound towards the cheapest margin.
+Where a queue grows on the path, it uses the pauses to be there before the frames come late.
+(After WebRTC's NetEQ: decisions apart from decoding.)
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
 from operator import attrgetter
 from typing import Final, NamedTuple
-
-import numpy as np
 
 from protocol.opus import (
     GRAIN_SAMPLES,
@@ -39,8 +25,14 @@ from protocol.opus import (
     packet_has_fec,
     packet_samples,
 )
-
-MS: Final = 1_000_000  # ns
+from protocol.path_delay import (
+    FIRST_FRAMES,
+    FIRST_MARGIN_MS,
+    MS,
+    TURN_NS,
+    TURN_SHARE,
+    PathDelay,
+)
 
 MAX_PACKETS: Final = 128
 MAX_SPAN_SAMPLES: Final = 96_000  # 2 s; a timestamp further off than this is a jump
@@ -48,65 +40,10 @@ MAX_JUMP_NS: Final = 2_000 * MS
 STEP_SAMPLES: Final = 960  # 20 ms, the usual frame and pull: concealed at a time
 MAX_CONCEALED_SAMPLES: Final = 4_800  # 100 ms in a row: libopus has faded by then
 REMEMBERED: Final = 256  # timestamps of frames that have come
-
-MAX_MARGIN_MS: Final = 512
-FIRST_MARGIN_MS: Final = 10  # while next to nothing is known of a path
-FIRST_FRAMES: Final = 10
-# What is thought of a path before it is known, as if so many frames had been seen: this share
-# of them comes late, by so much on average.
-PRIOR_FRAMES: Final = 30
-PRIOR_SHARE: Final = 0.2
-PRIOR_MS: Final = 2
-# Next to no frame should be late where that is cheap: one in four thousand costs this much, and
-# each doubling of their share as much again, until they are not rare any more.  In a space of low
-# delay it costs nothing besides: there a frame now and then is given for what all others wait less.
-RARE_MS: Final = 5
-RARE_SHARE: Final = 2.5e-4
-RARE_DOUBLINGS: Final = 3
-GUARD_MS: Final = 2  # beyond the latest that was seen
-# What a move must save, or sound would be stretched for nothing; and, if it is to a smaller margin,
-# this share of it as well: frames that come late again cost more than those that wait.
-WORTH_MS: Final = 2
-WORTH_SHARE: Final = 0.1
-# A move back, soon after the last one, must save this share of a pull besides; half of it after
-# each TURN_NS.  Where two margins cost about the same, the sound is not to go to and fro.
-TURN_SHARE: Final = 0.4
-TURN_NS: Final = 10_000 * MS
-# What was seen is forgotten at three speeds.  Frames that come late count as far as the first two
-# agree: the slow one is steady, the quick one says when something is over.  The third one is for
-# what is rare.
-QUICK_FRAMES: Final = 50
-RARE_FRAMES: Final = 6_000
-RECKONED_FRAMES: Final = 4  # of those in time: what margins cost is not reckoned anew at each
-MOST_DRIFT_NS: Final = 2 * MS  # of the minimum at a time; a change of route is more
-# A queue grows where the least delay rises from each block of packets to the next, twice in a row
-# (a step is one rise).  It is expected to grow on like that for some blocks more.
-BLOCK_PACKETS: Final = 16
-BLOCKS_AHEAD: Final = 5
-LEAST_RISE_NS: Final = 5 * MS  # in a block
-MAX_RISE_NS: Final = 100 * MS  # that is expected
 STRETCH_INTERVAL_NS: Final = 40 * MS
 URGENT_NS: Final = 60 * MS  # with so much to take back, each frame is shortened
 PATIENCE_NS: Final = 1_000 * MS  # for how long a soft part of the sound is waited for
 MAX_SURPLUS_NS: Final = 500 * MS
-
-
-class Losing(NamedTuple):
-    """How a path is looked at.
-
-    loss_ms_per_percent: how much delay a per cent of late frames is worth.  slow_frames: see
-    QUICK_FRAMES.  quick_times: by how much the quick memory may say less than the slow one.
-    """
-
-    loss_ms_per_percent: int
-    slow_frames: int
-    quick_times: int
-
-
-PLAIN: Final = Losing(20, 300, 10)
-# Copies are sent because frames are missing, in bursts: not to wait for them would waste them.
-COPIED: Final = Losing(200, 800, 100)
-SPARE_COPY_SHARE: Final = 0.0015  # of a frame that comes as late
 
 
 class Action(Enum):
@@ -177,165 +114,10 @@ class _Packet(NamedTuple):
 
 
 _timestamp = attrgetter("timestamp")
-_MARGINS_MS = np.arange(MAX_MARGIN_MS + 1, dtype=np.float32)
 
 
 def _duration_ns(samples: int) -> int:
     return samples * 62_500 // 3  # at 48 kHz
-
-
-class _Queue:
-    """Whether one grows on the path: it is met in the pauses before it makes frames late."""
-
-    def __init__(self) -> None:
-        self._leasts_ns: deque[int] = deque(maxlen=3)  # of the last whole blocks
-        self._least_ns = 0  # of this one
-        self._packets = 0
-        self.rise_ns = 0  # that is expected
-
-    def record(self, transit_ns: int) -> None:
-        if self._packets == 0 or transit_ns < self._least_ns:
-            self._least_ns = transit_ns
-        self._packets += 1
-        if self._packets < BLOCK_PACKETS:
-            return
-        self._packets = 0
-        leasts_ns = self._leasts_ns
-        leasts_ns.append(self._least_ns)
-        rises_ns = [after - before for before, after in pairwise(leasts_ns)]
-        if len(rises_ns) == 2 and min(rises_ns) >= LEAST_RISE_NS:
-            self.rise_ns = min(BLOCKS_AHEAD * min(rises_ns), MAX_RISE_NS)
-        else:
-            self.rise_ns = 0
-
-
-class PathDelay:
-    """The path's quickest transit, and what each margin above it costs.
-
-    Transit is arrival minus timestamp: the sender's clock starts anywhere, so only differences of
-    it mean something. The minimum slides over the last ten seconds and so follows clock drift and
-    changes of route; how far the frames spread above it stays known. A clock that drifts takes all
-    of it along; at a change of route what was seen lies elsewhere above the new minimum.
-    """
-
-    WINDOW_NS: Final = 10_000 * MS
-    SLICE_NS: Final = 1_000 * MS  # the window moves in steps of this
-
-    def __init__(self, *, low_delay: bool = False) -> None:
-        self._rare_ms = 0 if low_delay else RARE_MS
-        self._minima: deque[tuple[int, int]] = deque()  # (start of a slice, its least transit)
-        # Of relative delays, a bin each ms, backwards: at each of the speeds.
-        self._seen = np.zeros((3, MAX_MARGIN_MS), np.float32)
-        late = PRIOR_SHARE * np.exp(-_MARGINS_MS[::-1] / PRIOR_MS)
-        self._seen[:2] = np.diff(late)  # of what is rare nothing is thought before it was seen
-        self._weights = np.zeros((3, 1), np.float32)
-        # Backwards: shares in the last i bins.
-        self._late = np.zeros((3, MAX_MARGIN_MS + 1), np.float32)
-        self._queue = _Queue()
-        self.base_ns: int | None = None
-        self.latest_ns = 0  # relative delay of the last packet, whatever it is
-        self.frames = 0
-        self.copied: int | None = None  # how many frames had come when one came as a copy
-        self.target_ms = FIRST_MARGIN_MS  # the cheapest margin
-        self.cost_ms = _MARGINS_MS  # shape (MAX_MARGIN_MS + 1,): of each margin in ms
-
-    def record_packet(self, arrival_ns: int, transit_ns: int) -> None:
-        """A packet has come by the path."""
-        minima = self._minima
-        known = len(minima)
-        while minima and arrival_ns - minima[0][0] >= self.WINDOW_NS:
-            minima.popleft()
-        changed = len(minima) < known
-        if not minima or arrival_ns - minima[-1][0] >= self.SLICE_NS:
-            minima.append((arrival_ns, transit_ns))
-            changed = True
-        elif transit_ns < minima[-1][1]:
-            minima[-1] = (minima[-1][0], transit_ns)
-            changed = True
-        if changed:
-            self._settle(min(least_ns for _, least_ns in minima))
-        assert self.base_ns is not None
-        self.latest_ns = transit_ns - self.base_ns
-        self._queue.record(transit_ns)
-
-    def _settle(self, base_ns: int) -> None:
-        """The minimum is this."""
-        before_ns, self.base_ns = self.base_ns, base_ns
-        if before_ns is not None and abs(base_ns - before_ns) >= MOST_DRIFT_NS:
-            self._move(round((base_ns - before_ns) / MS))
-
-    def _move(self, bins: int) -> None:
-        """The minimum is another one: what was seen lies elsewhere above it."""
-        moved = np.clip(np.arange(MAX_MARGIN_MS) + bins, 0, MAX_MARGIN_MS - 1)
-        for seen in self._seen:
-            seen[:] = np.bincount(moved, seen, MAX_MARGIN_MS)
-        self._reckon()
-
-    def record_frame(self, transit_ns: int) -> None:
-        """A frame has come for the first time, in whatever packet."""
-        # Until the memory is full all frames weigh the same: the first few already count.
-        self.frames = frames = self.frames + 1
-        weights = self._weights
-        known = frames + PRIOR_FRAMES
-        weights[0] = 1 / min(known, QUICK_FRAMES)
-        weights[1] = 1 / min(known, self._losing.slow_frames)
-        weights[2] = 1 / min(frames, RARE_FRAMES)
-        place = self._bin(transit_ns)
-        self._seen *= 1 - weights
-        self._seen[:, place] += weights[:, 0]
-        late = MAX_MARGIN_MS - 1 - place > self.target_ms
-        if late or frames <= PLAIN.slow_frames or frames % RECKONED_FRAMES == 0:
-            self._reckon()
-
-    @property
-    def _losing(self) -> Losing:
-        copied = self.copied is not None and self.frames - self.copied <= COPIED.slow_frames
-        return COPIED if copied else PLAIN
-
-    def _reckon(self) -> None:
-        """What each margin costs, by what was seen."""
-        np.add.accumulate(self._seen, axis=1, out=self._late[:, 1:])
-        quick, slow, rarely = self._late[:, ::-1]
-        kind = self._losing
-        late = np.minimum(quick * kind.quick_times, slow)
-        self.cost_ms = _MARGINS_MS + 100 * kind.loss_ms_per_percent * late
-        # Later than the latest that was seen by a guard: nothing is rare there.
-        doublings = np.log2(1 + rarely * np.float32(1 / RARE_SHARE))
-        rare_ms = self._rare_ms * np.minimum(doublings, RARE_DOUBLINGS)
-        self.cost_ms[GUARD_MS:] += rare_ms[:-GUARD_MS]
-        self.cost_ms[:GUARD_MS] += rare_ms[0]
-        if self.frames >= FIRST_FRAMES:
-            self.target_ms = int(self.cost_ms.argmin())
-
-    def record_spare_copy(self, transit_ns: int) -> None:
-        """A copy has come of a frame that was there: had that been lost, it would come now."""
-        self._seen[:2, self._bin(transit_ns)] += SPARE_COPY_SHARE * self._weights[:2, 0]
-
-    def _bin(self, transit_ns: int) -> int:
-        """Of what is seen, which is kept backwards."""
-        assert self.base_ns is not None
-        return MAX_MARGIN_MS - 1 - min(max((transit_ns - self.base_ns) // MS, 0), MAX_MARGIN_MS - 1)
-
-    @property
-    def rise_ns(self) -> int:
-        """By how much more than now the path will soon delay; 0 unless a queue grows on it."""
-        return self._queue.rise_ns
-
-    def pulls_to_move(self, margin_ns: int, pull_ns: int, turn: float = 0.0) -> int:
-        """By how many pulls later (positive) or sooner playing would be cheapest, for a sample that
-        is needed with this margin now; 0 if next to nothing can be saved.  turn: the share of a
-        pull that must be saved besides if it is to be later, or, negative, sooner."""
-        if self.frames < FIRST_FRAMES:
-            return int(margin_ns < FIRST_MARGIN_MS * MS)
-        here = min(max(margin_ns, 0), MAX_MARGIN_MS * MS)
-        sooner = here // pull_ns
-        margins_ns = np.arange(here - sooner * pull_ns, MAX_MARGIN_MS * MS + 1, pull_ns)
-        costs = self.cost_ms[margins_ns // MS]
-        best = int(costs.argmin())
-        worth_ms = WORTH_MS + WORTH_SHARE * max(0, sooner - best) * pull_ns / MS
-        if (best - sooner) * turn > 0:
-            worth_ms += abs(turn) * pull_ns / MS
-        return 0 if costs[best] + worth_ms >= costs[sooner] else best - sooner
 
 
 class JitterBuffer:

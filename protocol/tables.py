@@ -31,6 +31,7 @@ from protocol import (
     notes,
     opus,
     packets,
+    path_delay,
     reception,
     reliable,
     replay,
@@ -197,6 +198,12 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "STEP_SAMPLES": "concealed at a time (20 ms)",
         "MAX_CONCEALED_SAMPLES": "concealed in a row before silence (100 ms)",
         "REMEMBERED": "timestamps of frames that have come",
+        "STRETCH_INTERVAL_NS": "least time between two frames shortened or stretched",
+        "URGENT_NS": "surplus above which every frame is shortened",
+        "PATIENCE_NS": "for how long a soft part of the sound is waited for",
+        "MAX_SURPLUS_NS": "surplus that is cut at once",
+    },
+    path_delay: {
         "MAX_MARGIN_MS": "greatest delay above the path's minimum that is weighed",
         "FIRST_MARGIN_MS": "delay above the path's minimum to begin with",
         "FIRST_FRAMES": "frames after which it is weighed",
@@ -209,10 +216,6 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "MOST_DRIFT_NS": "change of the minimum that is a clock's drift",
         "QUICK_FRAMES": "remembered to see what is over",
         "RARE_FRAMES": "remembered to see what is rare",
-        "STRETCH_INTERVAL_NS": "least time between two frames shortened or stretched",
-        "URGENT_NS": "surplus above which every frame is shortened",
-        "PATIENCE_NS": "for how long a soft part of the sound is waited for",
-        "MAX_SURPLUS_NS": "surplus that is cut at once",
     },
 }
 

@@ -10,8 +10,8 @@ from bench.jitter.receivers import Fixed, Heard, Ours, Receiver, Samples
 from bench.jitter.sender import Sender
 from bench.jitter.speex import Speex
 from bench.jitter.traces import Trace
-from protocol.jitter import MS
 from protocol.packets import UplinkAudio
+from protocol.path_delay import MS
 from protocol.reception import Reception, Reporter
 
 

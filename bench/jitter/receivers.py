@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.jitter.traces import Sent, Trace
-from protocol.jitter import MS
 from protocol.opus import Decoder, packet_has_fec
 from protocol.packets import UplinkAudio
+from protocol.path_delay import MS
 from protocol.playout import Playout
 from protocol.profile import VOICE
 from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES

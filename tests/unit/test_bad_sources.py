@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from protocol.jitter import MAX_MARGIN_MS, MAX_SURPLUS_NS, MS, JitterStats
+from protocol.jitter import MAX_SURPLUS_NS, JitterStats
 from protocol.opus import Encoder, Samples
 from protocol.packets import UplinkAudio
+from protocol.path_delay import MAX_MARGIN_MS, MS
 from spaces_server.mixer.source import FRAME_SAMPLES, Source
 
 TICK_NS = 20 * MS

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import jitter
-from protocol.jitter import MS, Action, JitterBuffer, JitterStats, Operation, PathDelay, Verdict
+from protocol import jitter, path_delay
+from protocol.jitter import Action, JitterBuffer, JitterStats, Operation, Verdict
 from protocol.opus import Encoder, packet_has_fec, packet_samples
+from protocol.path_delay import MS, PathDelay
 
 TRACES = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces"
 
@@ -24,7 +25,7 @@ FRAME = 960
 TICK_NS = 20 * MS
 CELT_20 = bytes([31 << 3, 0xFF, 0xFE])  # 20 ms, no FEC possible
 CELT_2_5 = bytes([28 << 3, 0xFF, 0xFE])
-FLOOR_NS = (1 + jitter.GUARD_MS) * MS
+FLOOR_NS = (1 + path_delay.GUARD_MS) * MS
 PERIOD = 360  # 7.5 ms: 133 Hz
 SILK_60 = bytes([11 << 3, 0, 0])
 
@@ -401,7 +402,7 @@ def test_a_queue_that_grows_is_met_in_the_pauses() -> None:
     in_time = play_over(growing_ms)
     chased = play_over(growing_ms, soft=False)
     assert in_time.concealed_samples <= 4 * FRAME < 8 * FRAME <= chased.concealed_samples
-    assert in_time.delay_ns <= (growing_ms[-1] + 20) * MS + jitter.MAX_RISE_NS
+    assert in_time.delay_ns <= (growing_ms[-1] + 20) * MS + path_delay.MAX_RISE_NS
 
 
 def test_with_low_delay_what_is_rarely_late_is_given_up() -> None:
@@ -427,8 +428,8 @@ def test_only_what_rises_steadily_is_a_queue() -> None:
     assert not any(expected_ns(100.0 * (index >= 300) for index in range(600)))
     assert not any(expected_ns(index * 0.002 for index in range(3_000)))  # 100 ppm
     grows_ns = expected_ns(index * 0.5 for index in range(300))
-    assert grows_ns[-1] == round(0.5 * MS * jitter.BLOCK_PACKETS * jitter.BLOCKS_AHEAD)
-    assert max(expected_ns(index * 20.0 for index in range(300))) == jitter.MAX_RISE_NS
+    assert grows_ns[-1] == round(0.5 * MS * path_delay.BLOCK_PACKETS * path_delay.BLOCKS_AHEAD)
+    assert max(expected_ns(index * 20.0 for index in range(300))) == path_delay.MAX_RISE_NS
 
 
 def test_surplus_delay_goes_at_a_talkspurt_boundary_without_a_skip() -> None:
@@ -493,7 +494,7 @@ def test_a_second_of_packets_at_once_is_cut_down_to_what_is_new() -> None:
     for index in range(50, 110):
         bench.insert(index, delay_ms=(110 - index) * 20 + index * 0.01)
     bench.run(range(110, 115))
-    assert stats_of(bench).delay_ns <= jitter.MAX_MARGIN_MS * MS + 20 * MS
+    assert stats_of(bench).delay_ns <= path_delay.MAX_MARGIN_MS * MS + 20 * MS
     bench.run(range(115, 1_500))
     assert stats_of(bench).delay_ns <= 40 * MS
     assert stats_of(bench).reset == 0
@@ -642,7 +643,7 @@ def test_nonsense_keeps_every_bound(
         decoded += buffer.next(now_ns + 10 * MS).action is Action.DECODE
         now_ns += TICK_NS
     assert decoded > 100
-    assert buffer.stats.delay_ns <= jitter.MAX_MARGIN_MS * MS + 40 * MS
+    assert buffer.stats.delay_ns <= path_delay.MAX_MARGIN_MS * MS + 40 * MS
 
 
 # -- recorded paths

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.jitter import MS, Verdict
+from protocol.jitter import Verdict
 from protocol.opus import Decoder, Encoder, Samples
+from protocol.path_delay import MS
 from protocol.playout import FADE_SAMPLES, Playout
 
 FRAME = 960
