@@ -121,21 +121,22 @@ def _largest(report: Figures) -> list[Figures]:
 
 
 def _delay(report: Figures, axes: "Axes") -> bool:
+    colours = iter((BLUE, VERMILION, SKY, ORANGE))
     drawn = False
-    for key, name, colour in (
-        ("server_added_ms", "added by the server", BLUE),
-        ("mouth_to_ear_ms", "from mouth to ear", VERMILION),
-    ):
-        delay = report["latency"].get(key, {})
-        if not delay.get("packets"):
-            continue
-        counts = delay["counts"]
-        share = [100 * count / delay["packets"] for count in counts]
-        label = f"{name}: p50 {delay['p50']:.1f}, p99 {delay['p99']:.1f} ms"
-        axes.stairs(share, range(len(share) + 1), fill=True, color=colour, alpha=0.6, label=label)
-        axes.vlines(delay["p50"], 0, max(share), color=colour)
-        axes.vlines(delay["p99"], 0, max(share), color=colour, linestyles="dotted")
-        drawn = True
+    for run in report["latency"]:
+        for key, name in (("server_added_ms", "by the server"), ("mouth_to_ear_ms", "to the ear")):
+            delay = run.get(key, {})
+            if not delay.get("packets"):
+                continue
+            colour = next(colours)
+            counts = delay["counts"]
+            share = [100 * count / delay["packets"] for count in counts]
+            label = f"{name}, {run['frame_ms']} ms frames: {delay['p50']:.1f}, {delay['p99']:.1f}"
+            bins = range(len(share) + 1)
+            axes.stairs(share, bins, fill=True, color=colour, alpha=0.6, label=label)
+            axes.vlines(delay["p50"], 0, max(share), color=colour)
+            axes.vlines(delay["p99"], 0, max(share), color=colour, linestyles="dotted")
+            drawn = True
     if drawn:
         axes.set(xlabel="delay, ms", ylabel="share of packets, % for each ms", xlim=0)
         axes.set_ylim(0, axes.get_ylim()[1] * ROOM)  # for the legend, above all of it
@@ -148,9 +149,11 @@ def _lateness(report: Figures, axes: "Axes") -> bool:
     named = [(_audience(row), row) for row in report["capacity"]]
     named += [
         (f"{report['spaces'].get('spaces')} small spaces", report["spaces"]),
-        (f"{report['joins'].get('rate', 0):g} joins a second", report["joins"]),
-        ("delay, a small space", report["latency"]),
     ]
+    for row in report["joins"]:
+        named.append((f"{row['rate']:g} joins a second, {row['listeners']:,} listen", row))
+    for row in report["latency"]:
+        named.append((f"delay, a small space, {row['frame_ms']} ms frames", row))
     runs = [
         (name if row.get("valid", True) else f"{name} (invalid)", row["tick_lateness_ms"])
         for name, row in named

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from bench import report
+from bench.asked import Asked
+from bench.markdown import markdown
 from bench.process import pinned
 
 PNG = b"\x89PNG"
@@ -42,7 +44,7 @@ def test_report(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "report.json").read_text())
     text = (tmp_path / "report.md").read_text()
 
-    assert report.markdown(figures) == text
+    assert markdown(figures) == text
     assert str(tmp_path) not in text
     first, second = figures["capacity"]
     assert (first["listeners"], second["listeners"]) == (50, 100)
@@ -63,6 +65,31 @@ def test_report(tmp_path: Path) -> None:
     for name in figures["plots"]:
         assert (tmp_path / name).read_bytes().startswith(PNG)
         assert f"({name})" in text
+
+
+def test_parts_of_an_earlier_run_are_kept_if_it_is_of_this_machine() -> None:
+    def measured(before: dict[str, Any] | None) -> dict[str, Any]:
+        return report.measure((), 1.0, quick=False, say=print, before=before)
+
+    earlier = measured(None)
+    assert earlier["parts"] == {}
+    earlier["date"] = "2001-01-01 00:00 UTC"
+    earlier["parts"] = {"silent": {key: earlier[key] for key in ("date", "commit", "seconds")}}
+    earlier["silent"] = {"encodes": 0, "audio_packets": 3, "cpu_share": 0.0002}
+
+    later = measured(earlier)
+    assert later["silent"] == earlier["silent"]
+    assert later["parts"] == earlier["parts"]
+    assert [row["met"] for row in later["asked"] if row["measured"] is not None] == [
+        *(True, False, True)
+    ]
+    text = markdown(later | {"plots": []})
+    assert "Measured before, on the same machine, and kept: `silent`: 2001-01-01 00:00 UTC" in text
+
+    earlier["machine"]["cpu"] = "another one"
+    elsewhere = measured(earlier)
+    assert elsewhere["parts"] == {}
+    assert elsewhere["silent"] == {"valid": False, "reason": "not part of this run"}
 
 
 def run_spaces(*arguments: str) -> dict[str, Any]:
@@ -121,7 +148,7 @@ def test_no_folders_of_this_machine() -> None:
     ],
 )
 def test_asked(figures: dict[str, Any], met: bool | None, measured: float | None) -> None:
-    row = report.Asked("loss", figures, "loss", "<", 0.1, "%", 100).row()
+    row = Asked("loss", figures, "loss", "<", 0.1, "%", 100).row()
     assert (row["met"], row["measured"]) == (met, measured)
     assert row["reason"] == figures.get("reason", "")
 
