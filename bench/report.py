@@ -2,7 +2,8 @@
 
 The parts are those of the other commands, one after the other in this process, each with a server
 of its own.  A part that fails says why in its place, and the rest goes on.  report.json has all the
-figures; report.md and the plots (bench/plots.py) are made from it and from nothing else.
+figures; report.md (bench/markdown.py) and the plots (bench/plots.py) are made from it and from
+nothing else, what is aimed at (bench/asked.py) included.
 """
 
 import importlib.util
@@ -149,7 +150,7 @@ def _audience(audience: Audience, seconds: float, say: Say) -> Figures:
     listeners, talkers, packet_ms = audience.listeners, audience.talkers, audience.packet_ms
     cores = audience.server_cores
     name = f"capacity: {listeners} listeners, {talkers} talking, {packet_ms} ms, {cores} core(s)"
-    asked = {"listeners": listeners, "talkers": talkers}
+    who = {"listeners": listeners, "talkers": talkers}
     how = {"packet_ms": packet_ms, "server_cores": cores}
 
     def measured() -> Figures:
@@ -157,7 +158,7 @@ def _audience(audience: Audience, seconds: float, say: Say) -> Figures:
             listeners, talkers, seconds, packet_ms=packet_ms, server_cores=cores
         )
 
-    return asked | how | attempt(name, measured, say)
+    return who | how | attempt(name, measured, say)
 
 
 def _storm(listeners: int, rate: float, seconds: float, say: Say) -> Figures:
@@ -217,7 +218,10 @@ def write(report: Figures, folder: Path) -> None:
 def _before(folder: Path) -> Figures | None:
     """The report that stands there."""
     file = folder / "report.json"
-    report: Figures | None = json.loads(file.read_text()) if file.exists() else None
+    try:
+        report: Figures | None = json.loads(file.read_text()) if file.exists() else None
+    except ValueError as error:
+        raise click.ClickException(f"{file} is there and is no report: {error}") from error
     return report
 
 

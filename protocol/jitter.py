@@ -38,7 +38,7 @@ MAX_PACKETS: Final = 128
 MAX_SPAN_SAMPLES: Final = 96_000  # 2 s; a timestamp further off than this is a jump
 MAX_JUMP_NS: Final = 2_000 * MS
 STEP_SAMPLES: Final = 960  # 20 ms, the usual frame and pull: concealed at a time
-MAX_CONCEALED_SAMPLES: Final = 4_800  # 100 ms in a row: libopus has faded by then
+MAX_CONCEALED_SAMPLES: Final = 9_600  # 200 ms in a row: libopus has faded by then
 REMEMBERED: Final = 256  # timestamps of frames that have come
 STRETCH_INTERVAL_NS: Final = 40 * MS
 URGENT_NS: Final = 60 * MS  # with so much to take back, each frame is shortened
@@ -96,6 +96,7 @@ class JitterStats:
     recovered_fec: int = 0
     recovered_copy: int = 0  # of `decoded`, those that came as a copy
     concealed_samples: int = 0
+    skipped_samples: int = 0  # of a talkspurt: the gap was too long to be concealed
     dropped: int = 0  # packets in time that were given up: overlapped, or to take back delay
     talkspurts: int = 0
     shortened_samples: int = 0
@@ -139,6 +140,7 @@ class JitterBuffer:
         self._playing = False
         self._waited_samples = 0  # concealed at the cursor, in the hope that its packet comes
         self._concealed_run_samples = 0
+        self._broken_off: int | None = None  # where a talkspurt was given up that had not ended
         self._stretched_ns = -STRETCH_INTERVAL_NS
         self._turn = 0.0  # see pulls_to_move, as it was then
         self._content_ns = 0  # when nothing was to be taken back, or some of it was
@@ -282,6 +284,7 @@ class JitterBuffer:
             return self._play(now_ns, needed_samples, filled_samples)
         if head.first or self._concealed_run_samples >= MAX_CONCEALED_SAMPLES:
             # The gap is a pause (or too long to pretend otherwise): what comes in it is too late.
+            self._broken_off = self._cursor + self._waited_samples
             self._cursor = head.timestamp
             self._stop()
             return self._start(now_ns, needed_samples, filled_samples)
@@ -326,6 +329,9 @@ class JitterBuffer:
             return self._silence(needed_samples)
         self._playing = True
         self.stats.talkspurts += 1
+        if self._broken_off is not None and not packets[0].first:
+            self.stats.skipped_samples += max(0, packets[0].timestamp - self._broken_off)
+        self._broken_off = None
         # Even if its first packet was lost: what the decoder remembers is of no use to it.
         return self._play(now_ns, needed_samples, filled_samples)._replace(first=True)
 
@@ -367,6 +373,8 @@ class JitterBuffer:
         """Nothing is there: conceal, but leave the cursor, so that what comes late still plays."""
         samples = min(_whole_grains(needed_samples), STEP_SAMPLES)
         if self._concealed_run_samples + samples > MAX_CONCEALED_SAMPLES:
+            assert self._cursor is not None
+            self._broken_off = self._cursor + self._waited_samples
             self._stop()
             return self._silence(needed_samples)
         assert self._cursor is not None

@@ -196,7 +196,7 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "MAX_SPAN_SAMPLES": "time line held by a jitter buffer (2 s)",
         "MAX_JUMP_NS": "change of transit time that starts a jitter buffer anew",
         "STEP_SAMPLES": "concealed at a time (20 ms)",
-        "MAX_CONCEALED_SAMPLES": "concealed in a row before silence (100 ms)",
+        "MAX_CONCEALED_SAMPLES": "concealed in a row before silence (200 ms)",
         "REMEMBERED": "timestamps of frames that have come",
         "STRETCH_INTERVAL_NS": "least time between two frames shortened or stretched",
         "URGENT_NS": "surplus above which every frame is shortened",

@@ -25,7 +25,8 @@ class Heard:
     """What a receiver made of a stream.
 
     delays: (when, ms after the path's minimum) of each pull or frame that plays.  concealed,
-    recovered, late: in frames of 20 ms; recovered: by FEC or a copy.
+    recovered, late: in frames of 20 ms; concealed: or left out, where a talkspurt is broken off
+    because too much is missing; recovered: by FEC or a copy.
     """
 
     delays: list[tuple[float, float]] = field(default_factory=list)
@@ -79,7 +80,7 @@ class Ours:
             if number in self._due_ms:
                 heard.delays.append((now_ms, now_ms - within / 48 - self._due_ms[number]))
         self._concealed = concealed
-        heard.concealed = concealed / BLOCK_SAMPLES
+        heard.concealed = (concealed + stats.skipped_samples) / BLOCK_SAMPLES
         heard.recovered = stats.recovered_copy + stats.recovered_fec
         heard.late = stats.late + stats.dropped
 

@@ -57,7 +57,7 @@ class Run:
 
         trace, receiver
         added_ms, added_p95_ms      what plays is later than the path's quickest packet by so much
-        concealed_pct               frames of 20 ms made up, of those sent
+        concealed_pct               frames of 20 ms made up or left out, of those sent
         recovered_pct               of those sent, played from FEC or from a copy
         late_pct                    came too late to be played
         pesq, stoi                  PESQ-WB and STOI, null without the extra `pesq`

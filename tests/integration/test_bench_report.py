@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from bench import report
 from bench.asked import Asked
@@ -90,6 +91,14 @@ def test_parts_of_an_earlier_run_are_kept_if_it_is_of_this_machine() -> None:
     elsewhere = measured(earlier)
     assert elsewhere["parts"] == {}
     assert elsewhere["silent"] == {"valid": False, "reason": "not part of this run"}
+
+
+def test_what_is_no_report_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{")
+    done = CliRunner().invoke(report.command, ["--output", str(tmp_path), "--part", "tick"])
+    assert done.exit_code == 1
+    assert "is no report" in done.output
+    assert (tmp_path / "report.json").read_text() == "{"
 
 
 def run_spaces(*arguments: str) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def test_a_source_that_starts_in_mid_swing_rises_instead_of_stepping() -> None:
     packets = packets_of(tone(96_000, hz=100))
     out: Samples = np.zeros(FRAME, np.float32)
     steps = []
-    for skipped in range(8, 28):  # the way back after 100 ms and more of loss
+    for skipped in range(13, 33):  # the way back after 200 ms and more of loss
         playout = Playout()
         heard = []
         for tick in range(60):
