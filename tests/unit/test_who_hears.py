@@ -146,7 +146,7 @@ def test_volumes_and_blocks_outlive_a_mute_and_a_step_down() -> None:
     hall.tick(5, other)
     hall.does(other, frames.TakeDown)
     hall.does(one, frames.Offer, member=other.id)
-    hall.tick(5)
+    hall.tick(10)  # all that was said ends
     hall.does(other, frames.Accept)
     for guest in hall.guests:
         guest.heard.clear()
