@@ -4,7 +4,7 @@ Each is a client of its own, with a key, a handshake and a connection; it is fou
 the server finds it, not by an address.  Media is not opened: of a whole batch of datagrams only the
 clear headers are read, and all else goes to the client that it is for.
 
-    HELLO ->              greet(), and again each 0.5 s until it is answered
+    HELLO ->              greet(), and again, ever less often, until it is answered
     <- COOKIE             _challenged()
     <- WELCOME            _welcomed()
     requests ->           ask()

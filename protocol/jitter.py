@@ -271,7 +271,11 @@ class JitterBuffer:
         """
         pull_ns = _duration_ns(needed_samples + filled_samples)
         self._discard_overtaken(now_ns, needed_samples, pull_ns)
-        if self._packets and self._hopeless(now_ns, self._packets[0], needed_samples):
+        if (
+            self._playing
+            and self._packets
+            and self._hopeless(now_ns, self._packets[0], needed_samples)
+        ):
             self._stop()
         if not self._playing:
             return self._start(now_ns, needed_samples, filled_samples)
@@ -284,9 +288,8 @@ class JitterBuffer:
             return self._play(now_ns, needed_samples, filled_samples)
         if head.first or self._concealed_run_samples >= MAX_CONCEALED_SAMPLES:
             # The gap is a pause (or too long to pretend otherwise): what comes in it is too late.
-            self._broken_off = self._cursor + self._waited_samples
-            self._cursor = head.timestamp
             self._stop()
+            self._cursor = head.timestamp
             return self._start(now_ns, needed_samples, filled_samples)
         return self._bridge(head, missing_samples, needed_samples)
 
@@ -335,7 +338,11 @@ class JitterBuffer:
         # Even if its first packet was lost: what the decoder remembers is of no use to it.
         return self._play(now_ns, needed_samples, filled_samples)._replace(first=True)
 
-    def _stop(self) -> None:
+    def _stop(self, *, ended: bool = False) -> None:
+        """The talkspurt that plays is over.  ended: its sender said so; else some of it may follow,
+        and what lies between was left out."""
+        assert self._cursor is not None
+        self._broken_off = None if ended else self._cursor + self._waited_samples
         self._playing = False
         self._waited_samples = 0
         self._concealed_run_samples = 0
@@ -358,7 +365,7 @@ class JitterBuffer:
         self._waited_samples = 0
         self._concealed_run_samples = 0
         if packet.last:
-            self._stop()
+            self._stop(ended=True)
         return Operation(
             Action.DECODE,
             packet.samples,
@@ -373,8 +380,6 @@ class JitterBuffer:
         """Nothing is there: conceal, but leave the cursor, so that what comes late still plays."""
         samples = min(_whole_grains(needed_samples), STEP_SAMPLES)
         if self._concealed_run_samples + samples > MAX_CONCEALED_SAMPLES:
-            assert self._cursor is not None
-            self._broken_off = self._cursor + self._waited_samples
             self._stop()
             return self._silence(needed_samples)
         assert self._cursor is not None
