@@ -59,6 +59,7 @@ class Operation(NamedTuple):
     first: a talkspurt begins, whose encoder was reset, so the decoder is to be reset before.
     stretch: what is decoded is to be shorter by up to so many samples (negative), or longer
     (positive), if that can be done unheard.  urgent: now; otherwise where the sound is soft.
+    skip: so many samples of what is decoded were concealed already, and do not play.
     """
 
     action: Action
@@ -68,6 +69,7 @@ class Operation(NamedTuple):
     first: bool = False
     stretch: int = 0
     urgent: bool = False
+    skip: int = 0
 
 
 class Verdict(Enum):
@@ -210,19 +212,17 @@ class JitterBuffer:
             if copy:
                 path.record_spare_copy(transit_ns)
             return Verdict.DUPLICATE
-        if not copy:
-            self._newest = unwrapped
-            path.record_packet(now_ns, transit_ns)
+        newest = self._newest if path.frames else unwrapped
         if copy:
             path.copied = path.frames
+        else:
+            self._newest = unwrapped
+            path.record_packet(now_ns, transit_ns)
         if unwrapped not in self._came:
-            path.record_frame(transit_ns)
+            path.record_frame(transit_ns, missed=unwrapped < newest)
         self._remember(unwrapped, whole=True)
-        if not copy and not first and packet_has_fec(payload):
-            before = unwrapped - packet_frame_samples(payload)
-            if before not in self._came:
-                self._remember(before, whole=False)
-                path.record_frame(now_ns - _duration_ns(before))
+        if not copy and not first:
+            self._record_before(now_ns, newest, unwrapped, payload)
         stats.target_ns = path.target_ms * MS
         if self._cursor is not None and unwrapped < self._cursor:
             stats.late += not copy
@@ -240,6 +240,20 @@ class JitterBuffer:
             stats.overflow += 1
             verdict = Verdict.OVERFLOW
         return verdict
+
+    def _record_before(self, now_ns: int, newest: int, timestamp: int, payload: bytes) -> None:
+        """What a packet says of the frames between the newest so far and its own: one may be in its
+        FEC, the others are missing.  A gap too long to be concealed is no loss: an interruption."""
+        path = self._path
+        before = timestamp - packet_frame_samples(payload)
+        if before not in self._came and packet_has_fec(payload):
+            self._remember(before, whole=False)
+            path.record_frame(now_ns - _duration_ns(before), missed=before < newest)
+        if timestamp - newest <= MAX_CONCEALED_SAMPLES:
+            samples = packet_samples(payload)
+            for missing in range(newest + samples, timestamp, samples):
+                if missing not in self._came:
+                    path.record_missing()
 
     def _remember(self, timestamp: int, *, whole: bool) -> None:
         self._came[timestamp] = whole
@@ -392,14 +406,18 @@ class JitterBuffer:
         position = head.timestamp - missing_samples
         self._waited_samples = 0
         reach_samples = packet_frame_samples(head.payload) if packet_has_fec(head.payload) else 0
-        if missing_samples == reach_samples:
+        if missing_samples <= reach_samples:
             self._cursor = head.timestamp
             self._concealed_run_samples = 0
             self.stats.recovered_fec += 1
-            return Operation(Action.FEC, reach_samples, head.payload, position)
-        if missing_samples > reach_samples:
-            missing_samples -= reach_samples
-        step = min(missing_samples, STEP_SAMPLES)
+            return Operation(
+                Action.FEC,
+                reach_samples,
+                head.payload,
+                head.timestamp - reach_samples,
+                skip=reach_samples - missing_samples,
+            )
+        step = min(missing_samples - reach_samples, STEP_SAMPLES)
         self._cursor = position + step
         return self._conceal(_whole_grains(step), position)
 

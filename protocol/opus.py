@@ -343,6 +343,7 @@ class Decoder:
         )
         if result != _opuslib.UNIMPLEMENTED:
             _checked(result, f"decoder complexity = {complexity}")
+        self._saved = ctypes.create_string_buffer(self._memory.raw, len(self._memory))
 
     def decode(self, packet: bytes, out: Samples) -> int:
         """Decode into the head of `out`, shape (n,) or (n, 2); return samples per channel.
@@ -372,6 +373,14 @@ class Decoder:
     def reset(self) -> None:
         """Forget the signal."""
         _checked(_decoder_ctl(self._state, _opuslib.RESET_STATE), "decoder reset")
+
+    def save(self) -> None:
+        """Keep the state, for `restore`.  (A state is one block of memory, and may be copied.)"""
+        ctypes.memmove(self._saved, self._memory, len(self._memory))
+
+    def restore(self) -> None:
+        """Go back to what was kept last: forget what was decoded and concealed since."""
+        ctypes.memmove(self._memory, self._saved, len(self._memory))
 
     def _check_grain(self, out: Samples) -> None:
         if not 0 < len(out) <= MAX_PACKET_SAMPLES or len(out) % GRAIN_SAMPLES:

@@ -32,8 +32,9 @@ PRIOR_FRAMES: Final = 30
 PRIOR_SHARE: Final = 0.2
 PRIOR_MS: Final = 2
 # Next to no frame should be late where that is cheap: one in four thousand costs this much, and
-# each doubling of their share as much again, until they are not rare any more.  In a space of low
-# delay it costs nothing besides: there a frame now and then is given for what all others wait less.
+# each doubling of their share as much again, until they are not rare any more.  Those that never
+# come are among them.  In a space of low delay it costs nothing besides: there a frame now and then
+# is given for what all others wait less.
 RARE_MS: Final = 5
 RARE_SHARE: Final = 2.5e-4
 RARE_DOUBLINGS: Final = 3
@@ -73,7 +74,7 @@ class Losing(NamedTuple):
     quick_times: int
 
 
-PLAIN: Final = Losing(20, 300, 10)
+PLAIN: Final = Losing(20, 400, 10)
 # Copies are sent because frames are missing, in bursts: not to wait for them would waste them.
 COPIED: Final = Losing(200, 800, 100)
 SPARE_COPY_SHARE: Final = 0.0015  # of a frame that comes as late
@@ -129,6 +130,7 @@ class PathDelay:
         self._weights = np.zeros((3, 1), np.float32)
         # Backwards: shares in the last i bins.
         self._late = np.zeros((3, MAX_MARGIN_MS + 1), np.float32)
+        self._missing = 0.0  # share of the frames that have not come, remembered like what is rare
         self._queue = _Queue()
         self.base_ns: int | None = None
         self.latest_ns = 0  # relative delay of the last packet, whatever it is
@@ -169,8 +171,15 @@ class PathDelay:
             seen[:] = np.bincount(moved, seen, MAX_MARGIN_MS)
         self._reckon()
 
-    def record_frame(self, transit_ns: int) -> None:
-        """A frame has come for the first time, in whatever packet."""
+    def record_missing(self) -> None:
+        """A later frame has come, and one before it has not."""
+        self._missing += float(self._weights[2, 0])
+
+    def record_frame(self, transit_ns: int, *, missed: bool = False) -> None:
+        """A frame has come for the first time, in whatever packet.  missed: a later one was here
+        before."""
+        if missed:
+            self._missing = max(0.0, self._missing - float(self._weights[2, 0]))
         # Until the memory is full all frames weigh the same: the first few already count.
         self.frames = frames = self.frames + 1
         weights = self._weights
@@ -181,6 +190,7 @@ class PathDelay:
         place = self._bin(transit_ns)
         self._seen *= 1 - weights
         self._seen[:, place] += weights[:, 0]
+        self._missing *= 1 - float(weights[2, 0])
         late = MAX_MARGIN_MS - 1 - place > self.target_ms
         if late or frames <= PLAIN.slow_frames or frames % RECKONED_FRAMES == 0:
             self._reckon()
@@ -198,7 +208,7 @@ class PathDelay:
         late = np.minimum(quick * kind.quick_times, slow)
         self.cost_ms = _MARGINS_MS + 100 * kind.loss_ms_per_percent * late
         # Later than the latest that was seen by a guard: nothing is rare there.
-        doublings = np.log2(1 + rarely * np.float32(1 / RARE_SHARE))
+        doublings = np.log2(1 + (rarely + self._missing) * np.float32(1 / RARE_SHARE))
         rare_ms = self._rare_ms * np.minimum(doublings, RARE_DOUBLINGS)
         self.cost_ms[GUARD_MS:] += rare_ms[:-GUARD_MS]
         self.cost_ms[:GUARD_MS] += rare_ms[0]

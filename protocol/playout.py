@@ -38,6 +38,7 @@ class Playout:
         )
         self._start = self._end = 0  # what is left of _pcm to play
         self._left_timestamp = 0  # of _pcm[_start]
+        self._saved_timestamp = 0  # where the decoder was when it concealed last
         self._timestamp = 0
         self._final: Samples = np.zeros(per_sample, np.float32)  # the last sample that went out
         self._silent = True
@@ -147,16 +148,20 @@ class Playout:
             if operation.action is Action.DECODE and operation.payload is not None:
                 decoder.decode(operation.payload, pcm)
             elif operation.action is Action.FEC and operation.payload is not None:
+                if operation.skip and operation.timestamp == self._saved_timestamp:
+                    decoder.restore()  # or the frame would begin where its concealed part ended
                 decoder.decode_fec(operation.payload, pcm)
             else:
+                decoder.save()
+                self._saved_timestamp = operation.timestamp
                 decoder.conceal(pcm)
         except OpusError:
             self._jitter.stats.corrupt += 1
             decoder.conceal(pcm)
-        self._start, self._end = 0, samples
-        self._left_timestamp = operation.timestamp
-        if operation.first or self._silent:
-            self._join(pcm)
+        self._start, self._end = operation.skip, samples
+        self._left_timestamp = operation.timestamp + operation.skip
+        if operation.first or self._silent or operation.skip:
+            self._join(pcm[operation.skip :])
         self._silent = False
         flat = pcm.reshape(-1)
         level = math.sqrt(np.dot(flat, flat) / len(flat))

@@ -13,8 +13,9 @@ MS: Final = 1_000_000  # nanoseconds
 REPORT_NS: Final = 1_000 * MS  # between two reports
 REPORTS_AFTER_LOSS: Final = 60  # or a queue: for the sender to see that it is over
 QUEUE_MS: Final = 50  # so much is a queue
-# Numbers that are still waited for below the newest: how far packets overtake each other.
-WINDOW: Final = 32
+# Numbers that are still waited for below the newest.  One that is overtaken by more comes too late
+# for who waits as long as it should: frames sent again help against that as well.
+WINDOW: Final = 2
 MAX_GAP: Final = 500  # a longer one is no loss, but an interruption
 _ALL: Final = (1 << WINDOW) - 1
 

@@ -153,7 +153,7 @@ LIMITS: Final[dict[ModuleType, dict[str, str]]] = {
         "MAX_QUEUED_PONGS": "unanswered PINGs that are remembered; the oldest is forgotten",
     },
     reception: {
-        "WINDOW": "how far datagrams may overtake each other and are not lost",
+        "WINDOW": "how far datagrams may overtake each other and do not count as lost",
         "MAX_GAP": "so many missing in a row are an interruption, and no loss",
         "REPORT_NS": "between two REPORTs; the first one comes when a loss is known",
         "REPORTS_AFTER_LOSS": "REPORTs after the last one that told of a loss or a queue",

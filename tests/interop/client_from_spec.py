@@ -316,7 +316,7 @@ class Opener:
 class Reception:
     """What to report of the media that came: losses, and a queue (12.7)."""
 
-    WINDOW = 32
+    WINDOW = 2
     MAX_GAP = 500
     REPORT_NS = 1_000 * MS
     REPORTS_AFTER = 60

@@ -235,6 +235,26 @@ def test_fec_brings_a_lost_frame_back_where_concealment_cannot() -> None:
     assert fec_error < 0.5 * plc_error
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_decoder_that_goes_back_has_forgotten_what_came_since(channels: int) -> None:
+    pcm = babble(48_000)
+    if channels == 2:
+        pcm = np.stack([pcm, babble(48_000, 2)], axis=1).copy()
+    encoder = Encoder(channels=channels)
+    packets = [encoder.encode(frame) for frame in frames(pcm)]
+    decoder = Decoder(channels)
+    out: Samples = np.zeros((FRAME,) if channels == 1 else (FRAME, 2), np.float32)
+    for packet in packets[:20]:
+        decoder.decode(packet, out)
+    decoder.save()
+    decoder.decode(packets[20], out)
+    expected = out.copy()
+    decoder.conceal(out)
+    decoder.restore()
+    decoder.decode(packets[20], out)
+    assert np.array_equal(out, expected)
+
+
 def test_no_fec_is_sent_unless_asked_for() -> None:
     encoder = Encoder()
     assert not any(opus.packet_has_fec(encoder.encode(f)) for f in frames(babble(48_000)))

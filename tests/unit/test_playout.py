@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.jitter import Verdict
-from protocol.opus import Decoder, Encoder, Samples
+from protocol.opus import Decoder, Encoder, Samples, packet_has_fec
 from protocol.path_delay import MS
 from protocol.playout import FADE_SAMPLES, Playout
 
@@ -200,6 +200,37 @@ def test_a_lost_packet_is_bridged_without_a_click() -> None:
     np.testing.assert_allclose(
         heard[32 * FRAME : 48 * FRAME], clean[32 * FRAME : 48 * FRAME], atol=0.02
     )
+
+
+def test_half_a_frame_from_fec_joins_the_half_that_was_concealed() -> None:
+    t = np.arange(50 * FRAME) / 48_000
+    voice = sum(np.sin(2 * np.pi * 150 * k * t) / k for k in range(1, 12))
+    voice = (0.1 * voice * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
+    encoder = Encoder(fec=True, expected_loss_percent=25, bitrate=24_000)
+    packets = [encoder.encode(voice[i : i + FRAME]) for i in range(0, len(voice), FRAME)]
+    lost_one = next(i for i in range(20, 40) if packet_has_fec(packets[i + 1]))
+
+    def heard(lost: int | None) -> tuple[Samples, Playout]:
+        """Pulled each 10 ms, first 15 ms after the first packet."""
+        playout = Playout()
+        out: Samples = np.zeros(FRAME // 2, np.float32)
+        parts = []
+        for index, packet in enumerate(packets):
+            if index != lost:
+                playout.insert(index * FRAME, packet, index * TICK_NS, first=index == 0)
+            for ms in (5, 15):
+                playout.pull(out, index * TICK_NS + ms * MS)
+                parts.append(out.copy())
+        return np.concatenate(parts), playout
+
+    clean, _ = heard(None)
+    bridged, playout = heard(lost_one)
+    assert playout.stats.concealed_samples == FRAME // 2
+    assert playout.stats.recovered_fec == 1
+    assert largest_step(bridged) < 1.2 * largest_step(clean)
+    # 10 ms of silence come first; then the second half of the frame, but for the join.
+    half = slice((lost_one + 1) * FRAME + FADE_SAMPLES, (lost_one + 1) * FRAME + FRAME // 2)
+    assert np.corrcoef(bridged[half], clean[half])[0, 1] > 0.9
 
 
 @settings(max_examples=100, deadline=None)

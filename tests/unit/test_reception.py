@@ -41,8 +41,13 @@ def test_runs_of_losses_are_bursts() -> None:
 
 
 def test_what_is_overtaken_is_not_lost() -> None:
-    numbers = [0, 1, 3, 2, 4, 8, 7, 6, 5, *range(9, 60)]
+    numbers = [0, 1, 3, 2, 4, 6, 5, 8, 7, *range(9, 60)]
     assert counted(numbers).lost == 0
+
+
+def test_what_is_overtaken_by_many_is_too_late() -> None:
+    numbers = [0, 1, 3, 4, 2, 5, 6, 7, *range(9, 30), 8, *range(30, 60)]
+    assert counted(numbers).lost == 2
 
 
 def test_what_comes_too_late_is_lost() -> None:
@@ -69,7 +74,7 @@ def test_losses_are_counted_exactly(lost: set[int], seed: int) -> None:
     """However the rest is shuffled within the window."""
     came = [n for n in range(500) if n not in lost]
     shuffle = random.Random(seed)
-    came.sort(key=lambda n: n + shuffle.uniform(0, WINDOW / 2) if 0 < n < 450 else n)
+    came.sort(key=lambda n: n + shuffle.uniform(0, WINDOW) if 0 < n < 450 else n)
     meter = LossMeter(0)
     for number in came[1:]:
         meter.count(number)
