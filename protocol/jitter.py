@@ -321,8 +321,9 @@ class JitterBuffer:
         due = self._cursor + self._waited_samples
         while packets and packets[0].timestamp < due:
             margin_ns = self._margin_ns(now_ns, packets[0], needed_samples)
-            surplus_ns = -self._path.pulls_to_move(margin_ns, pull_ns) * pull_ns
-            if surplus_ns < _duration_ns(packets[0].samples):
+            frame_ns = _duration_ns(packets[0].samples)
+            surplus_ns = -self._path.pulls_to_move(margin_ns, pull_ns, frame_ns) * pull_ns
+            if surplus_ns < frame_ns:
                 break
             self._drop_head()
 
@@ -342,7 +343,8 @@ class JitterBuffer:
             return self._silence(needed_samples)
         margin_ns = self._margin_ns(now_ns, packets[0], needed_samples)
         pull_ns = _duration_ns(needed_samples + filled_samples)
-        if margin_ns < 0 or path.pulls_to_move(margin_ns - path.rise_ns, pull_ns) > 0:
+        frame_ns = _duration_ns(packets[0].samples)
+        if margin_ns < 0 or path.pulls_to_move(margin_ns - path.rise_ns, pull_ns, frame_ns) > 0:
             return self._silence(needed_samples)
         self._playing = True
         self.stats.talkspurts += 1
@@ -447,7 +449,8 @@ class JitterBuffer:
         turn = self._turn * 0.5 ** ((now_ns - self._stretched_ns) / TURN_NS)
         path = self._path
         soon_ns = margin_ns - path.rise_ns
-        surplus_ns = -path.pulls_to_move(soon_ns, pull_ns, turn) * pull_ns
+        frame_ns = _duration_ns(packet.samples)
+        surplus_ns = -path.pulls_to_move(soon_ns, pull_ns, frame_ns, turn) * pull_ns
         if not surplus_ns:
             self._content_ns = now_ns
         urgent = surplus_ns >= URGENT_NS
@@ -455,7 +458,8 @@ class JitterBuffer:
             return 0, False
         if surplus_ns < 0:
             # Before more frames come too late; what is only expected waits for a pause.
-            return packet.samples, path.pulls_to_move(margin_ns, pull_ns, turn) > 0
+            urgent = path.pulls_to_move(margin_ns, pull_ns, frame_ns, turn) > 0
+            return packet.samples, urgent
         most_samples = surplus_ns * 3 // 62_500 + (filled_samples if whole else 0)
         return -most_samples, urgent or now_ns - self._content_ns >= PATIENCE_NS
 

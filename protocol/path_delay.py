@@ -2,8 +2,9 @@
 
 One quantity steers everything: the *margin*, how long after the path's quickest packets a sample
 is needed. A frame is in time if its relative delay is at most the margin. So a margin has a cost:
-itself, and the share of frames that come later than it, each per cent of which is worth
-some milliseconds.  Where a queue grows on the path, more is expected than was seen.
+itself, and the share of frames that come later than it, each per cent of which is worth some
+milliseconds; of a frame that is late by a part of itself, only that part is missing.  Where a queue
+grows on the path, more is expected than was seen.
 
 A frame may come by several ways: its own packet, a copy in a later one, the in-band FEC of the
 next. The first of them is when it came. So copies are waited for exactly as far as that is
@@ -41,7 +42,7 @@ RARE_DOUBLINGS: Final = 3
 GUARD_MS: Final = 2  # beyond the latest that was seen
 # What a move must save, or sound would be stretched for nothing; and, if it is to a smaller margin,
 # this share of it as well: frames that come late again cost more than those that wait.
-WORTH_MS: Final = 2
+WORTH_MS: Final = 4
 WORTH_SHARE: Final = 0.1
 # A move back, soon after the last one, must save this share of a pull besides; half of it after
 # each TURN_NS.  Where two margins cost about the same, the sound is not to go to and fro.
@@ -137,7 +138,9 @@ class PathDelay:
         self.frames = 0
         self.copied: int | None = None  # how many frames had come when one came as a copy
         self.target_ms = FIRST_MARGIN_MS  # the cheapest margin
-        self.cost_ms = _MARGINS_MS  # shape (MAX_MARGIN_MS + 1,): of each margin in ms
+        # What each margin in ms costs, itself included, shape (MAX_MARGIN_MS + 1,): if nothing were
+        # late by more than it, but for what is rare; and what is late.
+        self._wait_ms = self._late_ms = _MARGINS_MS
 
     def record_packet(self, arrival_ns: int, transit_ns: int) -> None:
         """A packet has come by the path."""
@@ -206,14 +209,15 @@ class PathDelay:
         quick, slow, rarely = self._late[:, ::-1]
         kind = self._losing
         late = np.minimum(quick * kind.quick_times, slow)
-        self.cost_ms = _MARGINS_MS + 100 * kind.loss_ms_per_percent * late
+        self._late_ms = 100 * kind.loss_ms_per_percent * late
         # Later than the latest that was seen by a guard: nothing is rare there.
         doublings = np.log2(1 + (rarely + self._missing) * np.float32(1 / RARE_SHARE))
         rare_ms = self._rare_ms * np.minimum(doublings, RARE_DOUBLINGS)
-        self.cost_ms[GUARD_MS:] += rare_ms[:-GUARD_MS]
-        self.cost_ms[:GUARD_MS] += rare_ms[0]
+        self._wait_ms = _MARGINS_MS.copy()
+        self._wait_ms[GUARD_MS:] += rare_ms[:-GUARD_MS]
+        self._wait_ms[:GUARD_MS] += rare_ms[0]
         if self.frames >= FIRST_FRAMES:
-            self.target_ms = int(self.cost_ms.argmin())
+            self.target_ms = int((self._wait_ms + self._late_ms).argmin())
 
     def record_spare_copy(self, transit_ns: int) -> None:
         """A copy has come of a frame that was there: had that been lost, it would come now."""
@@ -229,8 +233,8 @@ class PathDelay:
         """By how much more than now the path will soon delay; 0 unless a queue grows on it."""
         return self._queue.rise_ns
 
-    def pulls_to_move(self, margin_ns: int, pull_ns: int, turn: float = 0.0) -> int:
-        """By how many pulls later (positive) or sooner playing would be cheapest, for a sample that
+    def pulls_to_move(self, margin_ns: int, pull_ns: int, frame_ns: int, turn: float = 0.0) -> int:
+        """By how many pulls later (positive) or sooner playing would be cheapest, for a frame that
         is needed with this margin now; 0 if next to nothing can be saved.  turn: the share of a
         pull that must be saved besides if it is to be later, or, negative, sooner."""
         if self.frames < FIRST_FRAMES:
@@ -238,7 +242,14 @@ class PathDelay:
         here = min(max(margin_ns, 0), MAX_MARGIN_MS * MS)
         sooner = here // pull_ns
         margins_ns = np.arange(here - sooner * pull_ns, MAX_MARGIN_MS * MS + 1, pull_ns)
-        costs = self.cost_ms[margins_ns // MS]
+        margins_ms = margins_ns // MS
+        late_ms = self._late_ms[margins_ms]
+        costs = self._wait_ms[margins_ms]
+        # A frame of several pulls is concealed only in those by which it is late.
+        pulls = max(1, frame_ns // pull_ns)
+        costs += late_ms / pulls
+        for later in range(1, pulls):
+            costs[:-later] += late_ms[later:] / pulls
         best = int(costs.argmin())
         worth_ms = WORTH_MS + WORTH_SHARE * max(0, sooner - best) * pull_ns / MS
         if (best - sooner) * turn > 0:
