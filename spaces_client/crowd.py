@@ -207,7 +207,7 @@ async def _joined(on_stage: list[LiveSpace], link: Link) -> dict[str, Any]:
 
 def _seen(member: LiveSpace) -> dict[str, Any]:
     """What one client saw: packets of the mix, what the network lost of them, what its playout
-    had to conceal (ms), and the round trip (ms)."""
+    had to conceal or to leave out (ms), and the round trip (ms)."""
     client = member.client
     stats = client.playout.stats
     return {
@@ -215,5 +215,6 @@ def _seen(member: LiveSpace) -> dict[str, Any]:
         "lost": client.received.lost,
         "late": stats.late,
         "concealed_ms": stats.concealed_samples / 48,
+        "skipped_ms": stats.skipped_samples / 48,
         "rtt_ms": None if client.rtt_ns is None else client.rtt_ns / 1e6,
     }

@@ -27,7 +27,8 @@ class Stats:
 
     Of the mix, buffer_ms: how long after the quickest packets of its path it is played; target_ms:
     what the jitter buffer aims at; received, lost: datagrams; late: packets that came too late;
-    recovered: lost frames that came as a copy or as in-band FEC; concealed_ms: sound made up."""
+    recovered: lost frames that came as a copy or as in-band FEC; concealed_ms: sound made up;
+    skipped_ms: left out, where too much was missing to be made up."""
 
     speakers: tuple[SpeakerStats, ...]
     clock_error_ms: float | None
@@ -39,6 +40,7 @@ class Stats:
     late: int
     recovered: int
     concealed_ms: float
+    skipped_ms: float
 
 
 def stats_of(client: Client, output_ms: float) -> Stats:
@@ -70,6 +72,7 @@ def stats_of(client: Client, output_ms: float) -> Stats:
         late=playout.late,
         recovered=playout.recovered_copy + playout.recovered_fec,
         concealed_ms=round(playout.concealed_samples / 48, 1),
+        skipped_ms=round(playout.skipped_samples / 48, 1),
     )
 
 
@@ -86,7 +89,7 @@ def described(stats: Stats) -> list[str]:
         f"the mix: buffered for {stats.buffer_ms:.0f} ms (target {stats.target_ms:.0f}), "
         f"{stats.lost} of {stats.received + stats.lost} datagrams lost, "
         f"{stats.recovered} frames recovered, {stats.late} late, "
-        f"{stats.concealed_ms:.0f} ms concealed"
+        f"{stats.concealed_ms:.0f} ms concealed, {stats.skipped_ms:.0f} ms left out"
     )
     return lines
 

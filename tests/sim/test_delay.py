@@ -99,3 +99,21 @@ def test_a_speaker_asks_for_the_clock_only_while_speaking_and_others_not_at_all(
     answer = world.answer(listener, frames.AskClock)
     assert isinstance(answer, frames.Clocks)
     assert [voice.seat for voice in answer.voices] == [host.me.seat]
+
+
+def test_what_is_left_out_is_shown_beside_what_is_concealed() -> None:
+    world = World(3, CLEAN)
+    host, listener = world.gathered([300.0], 1)
+    host.talking = True
+    world.run(1_000)
+    before = stats_of(listener.client, output_ms=0)
+    assert (before.concealed_ms, before.skipped_ms) == (0, 0)
+
+    world.network.lose_all(listener.address)
+    world.run(500)
+    world.network.lose_nothing(listener.address)
+    world.run(1_000)
+    stats = stats_of(listener.client, output_ms=0)
+    assert 190 <= stats.concealed_ms <= 210
+    assert 250 <= stats.skipped_ms <= 350  # 500 ms, but for what was concealed
+    assert any(line.endswith(f"{stats.skipped_ms:.0f} ms left out") for line in described(stats))
