@@ -222,7 +222,7 @@ class JitterBuffer:
             path.record_frame(transit_ns, missed=unwrapped < newest)
         self._remember(unwrapped, whole=True)
         if not copy and not first:
-            self._record_before(now_ns, newest, unwrapped, payload)
+            self._record_before(now_ns, newest, unwrapped, payload, samples)
         stats.target_ns = path.target_ms * MS
         if self._cursor is not None and unwrapped < self._cursor:
             stats.late += not copy
@@ -241,7 +241,9 @@ class JitterBuffer:
             verdict = Verdict.OVERFLOW
         return verdict
 
-    def _record_before(self, now_ns: int, newest: int, timestamp: int, payload: bytes) -> None:
+    def _record_before(
+        self, now_ns: int, newest: int, timestamp: int, payload: bytes, samples: int
+    ) -> None:
         """What a packet says of the frames between the newest so far and its own: one may be in its
         FEC, the others are missing.  A gap too long to be concealed is no loss: an interruption."""
         path = self._path
@@ -250,7 +252,6 @@ class JitterBuffer:
             self._remember(before, whole=False)
             path.record_frame(now_ns - _duration_ns(before), missed=before < newest)
         if timestamp - newest <= MAX_CONCEALED_SAMPLES:
-            samples = packet_samples(payload)
             for missing in range(newest + samples, timestamp, samples):
                 if missing not in self._came:
                     path.record_missing()
