@@ -125,6 +125,7 @@ class Server:
 
     async def start(self, host: str, port: int) -> None:
         """Raises TransportError if the port cannot be had."""
+        log.info("datagrams are sealed by %s", self.node.egress.seals.name)
         if self._limits.governed:
             costs = await gauge(self._limits.complexity, self._limits.bitrate)
             self.node.governor = Governor(costs)

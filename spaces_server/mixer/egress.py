@@ -9,16 +9,14 @@ tick are sealed into one arena:
     addresses (n, 28) uint8       packed sockaddr
 
 It is cut into batches of about BATCH_ROWS, each of which can go to the kernel as soon as it is
-sealed, while the next one is.  What each datagram costs here is its seal: `map` walks the rows
-without a line of Python, and nothing is made for a packet but its nonce and its ciphertext.
+sealed, while the next one is.  What each datagram costs here is its seal (`seals.py`): no line of
+Python runs for it.
 
 What is not sent this tick is never sent: late audio is worth nothing.
 """
 
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +24,11 @@ from numpy.typing import NDArray
 from protocol.connection import Connection
 from protocol.packets import HEADER_BYTES, TAG_BYTES
 from protocol.sealing import EPOCH_PACKETS
+from spaces_server.mixer.seals import Seals, best_seals
 
 ADDRESS_BYTES = 28  # sockaddr_in6
 BATCH_ROWS = 512  # half as many as one sendmmsg takes: two cores then end together
 _STRIDE_STEP_BYTES = 64  # a cache line
-_NONCE = np.dtype((np.void, HEADER_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +43,10 @@ class Batch:
 class Egress:
     """The table of rows; grows by doubling, reuses the rows of those who left."""
 
-    def __init__(self) -> None:
+    def __init__(self, seals: Seals | None = None) -> None:
+        """seals: the quickest that there are, unless they are given."""
+        self.seals = best_seals() if seals is None else seals
         self._connections: list[Connection | None] = []
-        self._encrypt = np.zeros(0, object)  # the bound method of the row's AEAD
         self._free: list[int] = []
         self._index = np.zeros(0, np.uint32)
         self._counter = np.zeros(0, np.int64)
@@ -66,7 +65,7 @@ class Egress:
             self._grow()
         row = self._free.pop()
         self._connections[row] = connection
-        self._encrypt[row] = connection.media_sealer.aead.encrypt
+        self.seals.set(row, connection.media_sealer.key)
         self._index[row] = connection.media_sealer.index
         self._counter[row] = connection.media_sealer.counter
         self.moved(row)
@@ -76,7 +75,7 @@ class Egress:
         old = len(self._connections)
         new = max(64, old)
         self._connections += [None] * new
-        self._encrypt = np.concatenate((self._encrypt, np.zeros(new, object)))
+        self.seals.grow(old + new)
         self._free += range(old + new - 1, old - 1, -1)
         self._index = np.concatenate((self._index, np.zeros(new, np.uint32)))
         self._counter = np.concatenate((self._counter, np.zeros(new, np.int64)))
@@ -87,7 +86,7 @@ class Egress:
         if connection is not None:
             connection.media_sealer.counter = int(self._counter[row])
         self._connections[row] = None
-        self._encrypt[row] = None
+        self.seals.clear(row)
         self._on_credit.discard(row)
         self._free.append(row)
 
@@ -160,25 +159,11 @@ class Egress:
         self._counter[rows] = counters + 1
         if not (counters & EPOCH_PACKETS - 1).all():
             self._renew(rows[(counters & EPOCH_PACKETS - 1 == 0) & (counters > 0)])
-        headers = np.empty((len(rows), HEADER_BYTES), np.uint8)
-        headers[:, :8] = (counters | kind << 56).astype(">i8").view(np.uint8).reshape(-1, 8)
-        headers[:, 8:] = self._index[rows].astype(">u4").view(np.uint8).reshape(-1, 4)
-        out[:, :HEADER_BYTES] = headers
-        sealed = b"".join(
-            map(
-                operator.call,
-                self._encrypt[rows].tolist(),
-                headers.view(_NONCE).ravel().tolist(),
-                repeat(plaintext),
-                repeat(None),  # no AAD
-            )
-        )
-        size = len(plaintext) + TAG_BYTES
-        out[:, HEADER_BYTES : HEADER_BYTES + size] = np.frombuffer(sealed, np.uint8).reshape(
-            len(rows), size
-        )
+        out[:, :8] = (counters | kind << 56).astype(">i8").view(np.uint8).reshape(-1, 8)
+        out[:, 8:HEADER_BYTES] = self._index[rows].astype(">u4").view(np.uint8).reshape(-1, 4)
+        self.seals.seal(rows, plaintext, out)
 
     def _renew(self, rows: NDArray[np.intp]) -> None:
         """An epoch begins for these rows."""
         for row in rows.tolist():
-            self._encrypt[row] = self._row(row).media_sealer.renew().encrypt
+            self.seals.set(row, self._row(row).media_sealer.renew())
