@@ -268,6 +268,7 @@ class Node:
     def tick(self, timestamp: int, now_ns: int) -> Iterator[Batch]:
         """timestamp: the spaces' clock, samples of 48 kHz (u32).  -> what is to be sent, sealed as
         it is taken; all of it must be."""
+        self.egress.begin()
         too_slow, self._too_slow = self._too_slow, []
         lost = [(s, Closed(CloseCode.TOO_SLOW, TOO_SLOW, by_peer=False)) for s in too_slow]
         for session, closed in [*lost, *self.endpoint.tick(now_ns)]:
@@ -289,6 +290,7 @@ class Node:
 
     def half_tick(self, timestamp: int, now_ns: int) -> Iterator[Batch]:
         """As `tick`, for spaces with frames of 10 ms, and for nothing but their sound."""
+        self.egress.begin()
         self.mixer.tick(timestamp, now_ns, half=True)
         return self.egress.seal()
 

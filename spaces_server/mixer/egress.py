@@ -104,6 +104,10 @@ class Egress:
         assert connection is not None, f"row {row} is free"
         return connection
 
+    def begin(self) -> None:
+        """A tick begins.  What was put in one that failed is not sent: its rows may be others'."""
+        self._jobs.clear()
+
     def put(self, kind: int, plaintext: bytes, rows: NDArray[np.intp] | Sequence[int]) -> None:
         """A job of this tick: `plaintext` to each of `rows`."""
         chosen = np.asarray(rows, np.intp)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from protocol import jitter, path_delay
 from protocol.jitter import Action, JitterBuffer, JitterStats, Operation, Verdict
 from protocol.opus import Encoder, packet_has_fec, packet_samples
-from protocol.path_delay import MS, PathDelay
+from protocol.path_delay import MS
 
 TRACES = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces"
 
@@ -463,22 +463,6 @@ def test_where_frames_are_lost_as_well_what_is_rarely_late_is_given_up() -> None
     assert goes_on.concealed_samples <= (60 + 15) * FRAME
 
 
-def test_what_was_missing_and_comes_is_not_missing_any_more() -> None:
-    def target_ms(missing: int, overtaken: int) -> int:
-        """Of a path on which one frame in 200 is late, and of 50 so many are missing first."""
-        path = PathDelay()
-        for index in range(1, 3_001):
-            path.record_packet(index * TICK_NS, 0)
-            path.record_frame(25 * MS if index % 200 == 0 else 0)
-            for number in range(missing if index % 50 == 0 else 0):
-                path.record_missing()
-                if number < overtaken:
-                    path.record_frame(0, missed=True)
-        return path.target_ms
-
-    assert target_ms(0, 0) == target_ms(1, 1) > target_ms(1, 0)
-
-
 def test_with_low_delay_what_is_rarely_late_is_given_up() -> None:
     jitter_ms = random.Random(3)
     path_ms = [25.0 if i % 200 == 199 else jitter_ms.uniform(0, 2) for i in range(3_000)]
@@ -486,24 +470,6 @@ def test_with_low_delay_what_is_rarely_late_is_given_up() -> None:
     assert waits.delay_ns - goes_on.delay_ns >= 10 * MS
     assert waits.concealed_samples <= FRAME
     assert FRAME < goes_on.concealed_samples <= 15 * FRAME  # each of the 15 that are late
-
-
-def test_only_what_rises_steadily_is_a_queue() -> None:
-    def expected_ns(delays_ms: Iterable[float]) -> list[int]:
-        path = PathDelay()
-        found = []
-        for index, ms in enumerate(delays_ms):
-            path.record_packet(index * TICK_NS + round(ms * MS), round(ms * MS))
-            found.append(path.rise_ns)
-        return found
-
-    any_ms = random.Random(2)
-    assert not any(expected_ns(any_ms.expovariate(1 / 20) for _ in range(3_000)))
-    assert not any(expected_ns(100.0 * (index >= 300) for index in range(600)))
-    assert not any(expected_ns(index * 0.002 for index in range(3_000)))  # 100 ppm
-    grows_ns = expected_ns(index * 0.5 for index in range(300))
-    assert grows_ns[-1] == round(0.5 * MS * path_delay.BLOCK_PACKETS * path_delay.BLOCKS_AHEAD)
-    assert max(expected_ns(index * 20.0 for index in range(300))) == path_delay.MAX_RISE_NS
 
 
 def test_surplus_delay_goes_at_a_talkspurt_boundary_without_a_skip() -> None:

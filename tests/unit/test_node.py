@@ -897,3 +897,29 @@ def test_what_is_over_is_freed_at_once(how: str) -> None:
         assert left["Recorder"] == 0
     finally:
         gc.enable()
+
+
+def test_what_a_failed_tick_had_put_is_not_sent_with_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever has the row by then would get what was for somebody else."""
+    hall = Hall()
+    space = hall.open(hall.person())
+    leaver, newcomer = hall.guest(), hall.guest()
+    hall.join(leaver, space)
+    (row,) = {seat.row for seat in hall.node._rooms[space].members.values()} - {0}
+
+    def fail(*_: Any, **__: Any) -> None:
+        hall.node.egress.put(Kind.AUDIO, b"for whoever leaves", [row])
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hall.node.mixer, "tick", fail)
+        with pytest.raises(RuntimeError):
+            hall.node.tick(0, hall.now_ns)
+    hall.does(leaver, frames.Leave)
+    hall.join(newcomer, space)
+    assert row in {seat.row for seat in hall.node._rooms[space].members.values()}
+    before = hall.node.egress.sealed
+    assert not list(hall.node.half_tick(480, hall.now_ns))
+    assert hall.node.egress.sealed == before

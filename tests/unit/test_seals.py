@@ -1,6 +1,5 @@
 """Seals: whatever seals the egress's rows, OpenSSL opens it, and nothing else is touched."""
 
-import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocol.packets import HEADER_BYTES, MAX_PLAINTEXT_BYTES, TAG_BYTES
 from spaces_server.mixer import ipsec_mb
-from spaces_server.mixer.ipsec_mb import BURST_JOBS, OVERRIDE, RING_JOBS, IpsecMbError, IpsecMbSeals
+from spaces_server.mixer.ipsec_mb import BURST_JOBS, OVERRIDE, IpsecMbError, IpsecMbSeals
 from spaces_server.mixer.seals import OpenSslSeals, Seals, best_seals
 
 UNTOUCHED = 0xA5
@@ -78,7 +77,7 @@ def opens(datagram: bytes, key: bytes) -> bytes:
 @given(
     st.lists(
         st.tuples(
-            st.integers(1, 2 * RING_JOBS), st.integers(0, 200), st.sampled_from([0, 1, 63, 64])
+            st.integers(1, 4 * BURST_JOBS), st.integers(0, 200), st.sampled_from([0, 1, 63, 64])
         ),
         min_size=1,
         max_size=4,
@@ -249,15 +248,14 @@ def test_a_version_that_is_not_known_is_left_alone(
 
 
 @pytest.mark.usefixtures("find_anew")
-def test_a_library_that_seals_otherwise_is_not_used(
+def test_a_library_that_refuses_its_jobs_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     library()
     ipsec_mb.find.cache_clear()
-    caplog.set_level(logging.WARNING)
     monkeypatch.setattr(ipsec_mb, "_HASH_GMAC", 0)
     assert best_seals().name == "OpenSSL"
-    assert "datagrams are sealed by OpenSSL" in caplog.text
+    assert "is not used: it did not seal" in caplog.text
 
 
 @pytest.mark.usefixtures("find_anew")
@@ -271,10 +269,16 @@ def test_what_it_seals_is_compared_with_openssl(
     assert "seals otherwise than OpenSSL" in caplog.text
 
 
-def test_a_burst_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_burst_that_fails_is_an_error_and_the_next_one_works() -> None:
     seals = IpsecMbSeals(library())
-    seals.grow(1)
-    seals.set(0, key())
-    seals._jobs["key_len"] = 5
+    seals.grow(2 * BURST_JOBS)
+    one = key()
+    for row in range(2 * BURST_JOBS - 1):
+        seals.set(row, one)
+    out = np.zeros((2 * BURST_JOBS, 64), np.uint8)
     with pytest.raises(IpsecMbError, match="did not seal"):
-        seals.seal(np.array([0]), b"x", np.zeros((1, 64), np.uint8))
+        seals.seal(np.arange(2 * BURST_JOBS), b"x", out)  # the last row has no key
+    assert out[:BURST_JOBS, HEADER_BYTES:].any(axis=1).all()
+    assert not out[BURST_JOBS:].any(), "nothing of a burst with a bad job"
+    for datagram in sealed(seals, [0] * (BURST_JOBS + 1), b"again"):
+        assert opens(datagram, one) == b"again"
