@@ -353,8 +353,11 @@ class Client:
 
     # -- what comes in ----------------------------------------------------------------------
 
-    def receive(self, data: bytes, now_ns: int) -> list[ClientEvent]:
-        """Takes one datagram from the server.  Never raises, whatever the bytes are."""
+    def receive(self, data: bytes, now_ns: int, waited_ns: int = 0) -> list[ClientEvent]:
+        """Takes one datagram from the server.  Never raises, whatever the bytes are.
+
+        waited_ns: for how long it had been there before it was read; the jitter buffer, which
+        learns how the path delays, is to see when it came."""
         if not data:
             return []
         if self._connection is None:
@@ -373,7 +376,7 @@ class Client:
         for event in received:
             match event:
                 case Media():
-                    events += self._receive_media(event, now_ns)
+                    events += self._receive_media(event, now_ns - waited_ns)
                 case Message(message):
                     events += self._receive_frame(message, now_ns)
                 case Pong(asked_ns, rtt_ns, status):

@@ -376,6 +376,7 @@ class LiveSpace(Session):
                 self._voice.left_out(moved_samples)
 
     def _pull(self, out: NDArray[np.float32], now_ns: int) -> None:
+        self._receive_now()
         self.client.play(out, now_ns)
         if self._voice is not None and not self.client.profile.music:
             self._voice.played(out)

@@ -23,6 +23,7 @@ from spaces_client.events import (
     Reconnecting,
     Replied,
 )
+from spaces_client.udp import Udp, open_udp
 
 REPLY_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 1.0
@@ -53,31 +54,13 @@ class AudioTrouble:
 LiveEvent = ClientEvent | AudioTrouble
 
 
-class _Socket(asyncio.DatagramProtocol):
-    """One socket of a shell's."""
-
-    def __init__(self, shell: "Shell") -> None:
-        self._shell = shell
-        self.closed = asyncio.Event()
-
-    def datagram_received(self, data: bytes, _address: Any) -> None:
-        self._shell._received(data)
-
-    def error_received(self, error: Exception) -> None:
-        if isinstance(error, ConnectionRefusedError):
-            self._shell._refused()
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        self.closed.set()
-
-
 class Shell:
     """A client that runs; all methods are for the event loop's thread."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self._loop = asyncio.get_running_loop()
-        self._socket: tuple[asyncio.DatagramTransport, _Socket] | None = None
+        self._udp: Udp | None = None
         self._plugged = 0  # the attempt that the socket is for
         self._plugging: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -172,10 +155,15 @@ class Shell:
 
     # -- socket and timer -----------------------------------------------------------------------
 
-    def _received(self, data: bytes) -> None:
+    def _received(self, data: bytes, waited_ns: int) -> None:
         now_ns = time.monotonic_ns()
-        self._take(self.client.receive(data, now_ns), now_ns)
+        self._take(self.client.receive(data, now_ns, waited_ns), now_ns - waited_ns)
         self._flush()
+
+    def _receive_now(self) -> None:
+        """Takes what has come: sound is to be played."""
+        if self._udp is not None:
+            self._udp.receive_now()
 
     def _refused(self) -> None:
         now_ns = time.monotonic_ns()
@@ -193,9 +181,9 @@ class Shell:
         now_ns = time.monotonic_ns()
         client = self.client
         if self._plugged == client.attempt or client.phase is not Phase.CONNECTING:
-            if self._socket is not None and not self._socket[0].is_closing():
+            if self._udp is not None:
                 for datagram in client.transmit(now_ns):
-                    self._socket[0].sendto(datagram)
+                    self._udp.send(datagram)
         elif self._plugging is None:
             self._plugging = self._loop.create_task(self._plug(client.attempt))
         if client.finished(now_ns):
@@ -211,11 +199,9 @@ class Shell:
     async def _plug(self, attempt: int) -> None:
         """A fresh socket, for this attempt."""
         link = self.client.link
-        await self._unplug()
+        self._unplug()
         try:
-            self._socket = await self._loop.create_datagram_endpoint(
-                lambda: _Socket(self), remote_addr=(link.host, link.port)
-            )
+            self._udp = await open_udp(link.host, link.port, self._received, self._refused)
         except OSError as error:
             text = f"{link.host} cannot be reached: {error.strerror or error}"
             now_ns = time.monotonic_ns()
@@ -224,12 +210,10 @@ class Shell:
         self._plugging = None
         self._flush()
 
-    async def _unplug(self) -> None:
-        if self._socket is not None:
-            transport, socket = self._socket
-            self._socket = None
-            transport.abort()
-            await socket.closed.wait()
+    def _unplug(self) -> None:
+        if self._udp is not None:
+            self._udp.close()
+            self._udp = None
 
     # -- from beginning to end --------------------------------------------------------------------
 
@@ -254,4 +238,4 @@ class Shell:
                 self._plugging.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await self._plugging
-            await self._unplug()
+            self._unplug()
