@@ -17,29 +17,20 @@ from protocol.connection import MS, Connection, Media, Roamed
 from protocol.packets import HEADER_BYTES, MAX_PLAINTEXT_BYTES, TAG_BYTES, Kind
 from protocol.sealing import EPOCH_PACKETS, SessionKeys
 from spaces_server.mixer import egress as egress_module
-from spaces_server.mixer import ipsec_mb
 from spaces_server.mixer.egress import ADDRESS_BYTES, BATCH_ROWS, Batch, Egress
 from spaces_server.mixer.ipsec_mb import BURST_JOBS
-from spaces_server.mixer.seals import OpenSslSeals, Seals
+from tests.unit.seals_of import INTEL, KINDS, library, new_seals
 
 SERVER = b"server".ljust(ADDRESS_BYTES, b".")
 NOW = 1_000 * MS
 
 
-@pytest.fixture(autouse=True, params=["OpenSSL", "intel-ipsec-mb"])
+@pytest.fixture(autouse=True, params=KINDS)
 def sealed_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything here holds whatever seals the rows."""
-    library = ipsec_mb.find()
-
-    def seals() -> Seals:
-        if request.param == "OpenSSL":
-            return OpenSslSeals()
-        assert library is not None
-        return ipsec_mb.IpsecMbSeals(library)
-
-    if request.param != "OpenSSL" and library is None:
-        pytest.skip("Intel's multi-buffer library is not installed (Debian: libipsec-mb1)")
-    monkeypatch.setattr(egress_module, "best_seals", seals)
+    if request.param == INTEL:
+        library()
+    monkeypatch.setattr(egress_module, "best_seals", lambda: new_seals(request.param))
 
 
 @dataclass

@@ -21,6 +21,7 @@ from spaces_server.mixer import egress, ipsec_mb
 from spaces_server.mixer.seals import OpenSslSeals
 from spaces_server.node import Node
 from tests.unit.hall import SECOND, Guest, Hall
+from tests.unit.seals_of import INTEL, KINDS, library, new_seals
 
 FIRST, MORE = 40, 60
 GROWN_ROWS = 64  # by which the egress's table grows from the one to the other
@@ -61,14 +62,13 @@ def come(hall: Hall, space: str, count: int) -> list[Guest]:
     return guests
 
 
-@pytest.fixture(scope="module", params=["OpenSSL", "intel-ipsec-mb"])
+@pytest.fixture(scope="module", params=KINDS)
 def hall(request: pytest.FixtureRequest) -> Iterator[Hall]:
     """With a space in which FIRST guests listen already, so that tables have begun to grow."""
-    if request.param != "OpenSSL" and ipsec_mb.find() is None:
-        pytest.skip("Intel's multi-buffer library is not installed (Debian: libipsec-mb1)")
+    if request.param == INTEL:
+        library()
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "OpenSSL":
-            patch.setattr(egress, "best_seals", OpenSslSeals)
+        patch.setattr(egress, "best_seals", lambda: new_seals(request.param))
         hall = Hall()
         come(hall, hall.open(hall.person()), FIRST)
         yield hall

@@ -13,27 +13,17 @@ from hypothesis import strategies as st
 from protocol.packets import HEADER_BYTES, MAX_PLAINTEXT_BYTES, TAG_BYTES
 from spaces_server.mixer import ipsec_mb
 from spaces_server.mixer.ipsec_mb import BURST_JOBS, OVERRIDE, IpsecMbError, IpsecMbSeals
-from spaces_server.mixer.seals import OpenSslSeals, Seals, best_seals
+from spaces_server.mixer.seals import Seals, best_seals
+from tests.unit.seals_of import INTEL, KINDS, library, new_seals
 
 UNTOUCHED = 0xA5
 
 
-def library() -> ipsec_mb.Library:
-    found = ipsec_mb.find()
-    if found is None:
-        pytest.skip("Intel's multi-buffer library is not installed (Debian: libipsec-mb1)")
-    return found
-
-
-@pytest.fixture(scope="module", params=["OpenSSL", "intel-ipsec-mb"])
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    if request.param != "OpenSSL":
+    if request.param == INTEL:
         library()
     return str(request.param)
-
-
-def new_seals(kind: str) -> Seals:
-    return OpenSslSeals() if kind == "OpenSSL" else IpsecMbSeals(library())
 
 
 @pytest.fixture
