@@ -57,7 +57,7 @@ async def open_udp(host: str, port: int, received: Received, refused: Refused) -
             continue
         try:
             return _WatchedUdp(loop, sock, received, refused)
-        except NotImplementedError:
+        except NotImplementedError:  # Windows' own loop
             _, endpoint = await loop.create_datagram_endpoint(
                 lambda: _UdpEndpoint(received, refused), sock=sock
             )

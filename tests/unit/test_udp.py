@@ -75,7 +75,8 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
 
         # asyncio's own transports use another name for it
         monkeypatch.setattr(asyncio.SelectorEventLoop, "add_reader", cannot)
-    return request.param  # type: ignore[no-any-return]
+    chosen: type = request.param
+    return chosen
 
 
 def run(main: Any) -> None:
