@@ -83,6 +83,8 @@ _COOKIE = struct.Struct(f">BBHI{COOKIE_BYTES}s")
 _REFUSED = struct.Struct(">BBHI")
 _SEALED = struct.Struct(">QI")
 
+HELLO_EPHEMERAL = slice(_HELLO.size, _HELLO.size + 32)  # where a HELLO has its ephemeral key
+
 
 @dataclass(frozen=True, slots=True)
 class Hello:

@@ -24,6 +24,7 @@ from protocol.frames import Greeting, decode_greeting, encode_greeting
 from protocol.noise import Handshake, KeyPair, NoiseError
 from protocol.packets import (
     COOKIE_BYTES,
+    HELLO_EPHEMERAL,
     INDEX_BYTES,
     VERSION,
     Hello,
@@ -194,6 +195,11 @@ class Endpoint:
         half.session.connection.observe_rtt(now_ns - half.welcomed_ns)
 
     def _receive_hello(self, data: bytes, address: bytes, now_ns: int) -> None:
+        # Repeats first, and cheaply: the more people wait, the more of these come.  The ephemeral
+        # key is new in every handshake.
+        hello_id = data[HELLO_EPHEMERAL] + address
+        if hello_id in self._waiting:
+            return
         try:
             hello = Hello.unpack(data)
         except MalformedPacketError:
@@ -205,12 +211,9 @@ class Endpoint:
         if hello.key_id != self._key_id:
             self._refuse(hello, Refusal.WRONG_KEY, address)
             return
-        hello_id = hello.noise[:32] + address  # the ephemeral key is new in every handshake
         known = self._by_hello.get(hello_id)
         if known is not None:
             self.outbox.append((self._half_open[known].welcome, address))
-            return
-        if hello_id in self._waiting:
             return
         if self.waiting >= MAX_WAITING:
             self.dropped["too many hellos"] += 1

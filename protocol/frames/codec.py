@@ -126,9 +126,11 @@ def encode_greeting(agent: str, length_bytes: int = 0) -> bytes:
 
 def decode_greeting(payload: bytes) -> Greeting:
     """Never fails: a greeting that cannot be read is an empty one."""
-    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1_024)
-    unpacker.feed(payload[:1_024])
     try:
-        return msgspec.convert(unpacker.unpack(), Greeting)
+        try:
+            value = msgpack.unpackb(payload[:1_024], raw=False, max_ext_len=0)
+        except msgpack.ExtraData as padded:  # an Unpacker would read past it, and clear 40 KB
+            value = padded.unpacked
+        return msgspec.convert(value, Greeting)
     except (ValueError, msgpack.exceptions.UnpackException, msgspec.ValidationError):
         return Greeting()
