@@ -342,18 +342,34 @@ class JitterBuffer:
                 self._drop_head()
         if not packets:
             return self._silence(needed_samples)
-        margin_ns = self._margin_ns(now_ns, packets[0], needed_samples)
+        head = packets[0]
+        before_samples = self._recoverable_before(head)
+        margin_ns = self._margin_ns(now_ns, head, needed_samples) + _duration_ns(before_samples)
         pull_ns = _duration_ns(needed_samples + filled_samples)
-        frame_ns = _duration_ns(packets[0].samples)
+        frame_ns = _duration_ns(head.samples)
         if margin_ns < 0 or path.pulls_to_move(margin_ns - path.rise_ns, pull_ns, frame_ns) > 0:
             return self._silence(needed_samples)
         self._playing = True
         self.stats.talkspurts += 1
-        if self._broken_off is not None and not packets[0].first:
-            self.stats.skipped_samples += max(0, packets[0].timestamp - self._broken_off)
+        if self._broken_off is not None and not head.first:
+            begins = head.timestamp - before_samples
+            self.stats.skipped_samples += max(0, begins - self._broken_off)
         self._broken_off = None
+        if before_samples:
+            operation = self._bridge(head, before_samples, needed_samples)
+        else:
+            operation = self._play(now_ns, needed_samples, filled_samples)
         # Even if its first packet was lost: what the decoder remembers is of no use to it.
-        return self._play(now_ns, needed_samples, filled_samples)._replace(first=True)
+        return operation._replace(first=True)
+
+    def _recoverable_before(self, head: _Packet) -> int:
+        """Of a talkspurt that was broken off and goes on with this packet: how many samples before
+        it are in its FEC."""
+        if self._broken_off is None or head.first or not packet_has_fec(head.payload):
+            return 0
+        samples = packet_frame_samples(head.payload)
+        before = head.timestamp - samples
+        return samples if before >= self._broken_off and not self._came.get(before) else 0
 
     def _stop(self, *, ended: bool = False) -> None:
         """The talkspurt that plays is over.  ended: its sender said so; else some of it may follow,

@@ -285,6 +285,56 @@ def test_a_gap_of_more_than_200_ms_falls_silent_and_starts_again() -> None:
     assert stats_of(bench).talkspurts == 2
 
 
+def test_after_a_gap_too_long_the_fec_of_what_follows_begins() -> None:
+    packets = voiced_packets(60)
+    after = next(i for i in range(25, 60) if packet_has_fec(packets[i]))
+    lost = range(after - 15, after)
+    buffer = JitterBuffer()
+    operations: list[Operation] = []
+    left = 0
+    for index, packet in enumerate(packets):
+        if index not in lost:
+            buffer.insert(index * FRAME, packet, index * TICK_NS, first=index == 0)
+        for ms in (5, 15):
+            pulled, left = pull(buffer, index * TICK_NS + ms * MS, left, FRAME // 2)
+            operations += pulled
+    begins = next(i for i, op in enumerate(operations) if op.action is Action.FEC)
+    assert operations[begins - 1].action is Action.SILENCE
+    recovered, following = operations[begins : begins + 2]
+    assert recovered.first, "what the decoder remembers is of no use"
+    assert (recovered.timestamp, recovered.samples) == ((after - 1) * FRAME, FRAME)
+    assert recovered.skip == 0
+    assert (following.action, following.timestamp) == (Action.DECODE, after * FRAME)
+    assert not following.first
+    stats = buffer.stats
+    assert stats.recovered_fec == 1
+    assert stats.concealed_samples + stats.skipped_samples == (len(lost) - 1) * FRAME
+
+
+def test_what_was_given_up_does_not_come_back_as_fec() -> None:
+    """What came all at once and far too late was dropped: nobody wants a part of it."""
+    packets = voiced_packets(120)
+
+    def plays_after(count: int) -> Operation:
+        """What plays first when so many packets, but for the first ten, come at once."""
+        buffer = JitterBuffer()
+        for index in range(10):
+            buffer.insert(index * FRAME, packets[index], index * TICK_NS, first=index == 0)
+            buffer.next(index * TICK_NS + 10 * MS)
+        now_ns = count * TICK_NS
+        while buffer.sounding:  # until the talkspurt is broken off
+            buffer.next(now_ns)
+        for index in range(10, count):
+            buffer.insert(index * FRAME, packets[index], now_ns)
+        operation = buffer.next(now_ns + 10 * MS)
+        assert buffer.stats.dropped > 0
+        return operation
+
+    played = [plays_after(count) for count in range(90, 120)]
+    assert {operation.action for operation in played} == {Action.DECODE}
+    assert any(operation.payload and packet_has_fec(operation.payload) for operation in played)
+
+
 # -- lateness
 
 

@@ -202,12 +202,16 @@ def test_a_lost_packet_is_bridged_without_a_click() -> None:
     )
 
 
-def test_half_a_frame_from_fec_joins_the_half_that_was_concealed() -> None:
-    t = np.arange(50 * FRAME) / 48_000
+def packets_with_fec(count: int) -> list[bytes]:
+    t = np.arange(count * FRAME) / 48_000
     voice = sum(np.sin(2 * np.pi * 150 * k * t) / k for k in range(1, 12))
     voice = (0.1 * voice * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
     encoder = Encoder(fec=True, expected_loss_percent=25, bitrate=24_000)
-    packets = [encoder.encode(voice[i : i + FRAME]) for i in range(0, len(voice), FRAME)]
+    return [encoder.encode(voice[i : i + FRAME]) for i in range(0, len(voice), FRAME)]
+
+
+def test_half_a_frame_from_fec_joins_the_half_that_was_concealed() -> None:
+    packets = packets_with_fec(50)
     lost_one = next(i for i in range(20, 40) if packet_has_fec(packets[i + 1]))
 
     def heard(lost: int | None) -> tuple[Samples, Playout]:
@@ -231,6 +235,35 @@ def test_half_a_frame_from_fec_joins_the_half_that_was_concealed() -> None:
     # 10 ms of silence come first; then the second half of the frame, but for the join.
     half = slice((lost_one + 1) * FRAME + FADE_SAMPLES, (lost_one + 1) * FRAME + FRAME // 2)
     assert np.corrcoef(bridged[half], clean[half])[0, 1] > 0.9
+
+
+def test_after_a_gap_too_long_what_fec_has_is_heard() -> None:
+    packets = packets_with_fec(60)
+    after = next(i for i in range(25, 60) if packet_has_fec(packets[i]))
+
+    def heard(lost: range) -> tuple[Samples, Playout]:
+        playout = Playout()
+        out: Samples = np.zeros(FRAME, np.float32)
+        parts = []
+        for index, packet in enumerate(packets):
+            if index not in lost:
+                playout.insert(index * FRAME, packet, index * TICK_NS, first=index == 0)
+            playout.pull(out, index * TICK_NS + 15 * MS)
+            parts.append(out.copy())
+        return np.concatenate(parts), playout
+
+    clean, _ = heard(range(0))
+    broken, playout = heard(range(after - 15, after))
+    assert playout.stats.recovered_fec == 1
+    # It comes 20 ms after its frame would have.
+    begins = after * FRAME
+    assert not broken[begins - FRAME : begins].any()
+    recovered, said = broken[begins : begins + FRAME], clean[begins - FRAME : begins]
+    assert np.corrcoef(recovered[FADE_SAMPLES:], said[FADE_SAMPLES:])[0, 1] > 0.5
+    # A decoder makes little of its first frame, whose pitch it does not know; it is the next one
+    # that sounds as it should.
+    following, said = broken[begins + FRAME :][:FRAME], clean[begins:][:FRAME]
+    assert np.std(following) > 0.8 * np.std(said)
 
 
 @settings(max_examples=100, deadline=None)
