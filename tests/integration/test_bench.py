@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from bench import latency
+
 CAPACITY_KEYS = {
     "listeners", "talkers", "seconds", "expected", "delivered", "loss", "cpu_us_per_packet",
     "floor_us_per_packet", "ratio_to_floor", "server_cpu", "tick_lateness_ms", "encodes_per_tick",
@@ -54,3 +56,34 @@ def test_floor() -> None:
     assert figures["decode_us"] > 0
     assert set(figures["encode_us"]) == {f"complexity_{c}" for c in (0, 5, 8, 10)}
     assert figures["machine"]["libopus"]
+
+
+@pytest.mark.parametrize("frame_ms", [20, 10])
+def test_latency(frame_ms: int) -> None:
+    options = ("--low-delay",) if frame_ms == 10 else ()
+    figures = run("latency", "--speakers", 1, "--listeners", 2, "--seconds", 2, *options)
+    assert figures["frame_ms"] == frame_ms
+    assert (figures["speakers"], figures["listeners"]) == (1, 2)
+    ways = figures["server_added_ms"], figures["mouth_to_ear_ms"]
+    for way in ways:
+        assert way["packets"] > 0
+        assert sum(way["counts"]) == way["packets"]
+        assert 0 < way["p50"] <= way["p99"] <= way["max"]
+    # Nothing is heard before its frame is full, and two codecs have looked ahead.
+    assert ways[1]["p50"] > frame_ms + figures["codec_lookahead_ms"]
+    assert figures["generator_cpu"] > 0
+    assert figures["valid"] == (figures["reason"] == "")
+
+
+@pytest.mark.parametrize(
+    ("busy", "late_ms", "reason"),
+    [
+        (0.5, 2.0, ""),
+        (0.95, 2.0, "the clients were busy for 95% of the time"),
+        (0.5, 84.08, "1 in 100 of the clients' timers was late by 84.1 ms or more"),
+    ],
+)
+def test_clients_that_do_not_keep_up_make_a_delay_invalid(
+    busy: float, late_ms: float, reason: str
+) -> None:
+    assert latency._why_invalid(busy, late_ms) == reason
