@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from protocol import jitter, path_delay
 from protocol.jitter import Action, JitterBuffer, JitterStats, Operation, Verdict
-from protocol.opus import Encoder, packet_has_fec, packet_samples
+from protocol.opus import packet_has_fec, packet_samples
 from protocol.path_delay import MS
+from tests.unit.voiced import voiced_packets
 
 TRACES = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces"
 
@@ -219,14 +220,6 @@ def test_a_loss_with_later_packets_behind_it_is_bridged() -> None:
     assert [op.timestamp for op in operations] == [i * FRAME for i in range(8)]
     kinds = [op.action for op in operations]
     assert kinds == [Action.DECODE] * 3 + [Action.CONCEAL] * 2 + [Action.DECODE] * 3
-
-
-def voiced_packets(count: int) -> list[bytes]:
-    t = np.arange(count * FRAME) / 48_000
-    voice = sum(np.sin(2 * np.pi * 150 * k * t) / k for k in range(1, 12))
-    pcm = (0.1 * voice * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
-    encoder = Encoder(fec=True, expected_loss_percent=25, bitrate=24_000)
-    return [encoder.encode(pcm[i * FRAME : (i + 1) * FRAME]) for i in range(count)]
 
 
 def test_fec_in_the_next_packet_stands_in_for_the_last_frame_lost() -> None:

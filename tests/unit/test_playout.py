@@ -14,6 +14,7 @@ from protocol.jitter import Verdict
 from protocol.opus import Decoder, Encoder, Samples, packet_has_fec
 from protocol.path_delay import MS
 from protocol.playout import FADE_SAMPLES, Playout
+from tests.unit.voiced import voiced_packets
 
 FRAME = 960
 TICK_NS = 20 * MS
@@ -202,16 +203,8 @@ def test_a_lost_packet_is_bridged_without_a_click() -> None:
     )
 
 
-def packets_with_fec(count: int) -> list[bytes]:
-    t = np.arange(count * FRAME) / 48_000
-    voice = sum(np.sin(2 * np.pi * 150 * k * t) / k for k in range(1, 12))
-    voice = (0.1 * voice * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
-    encoder = Encoder(fec=True, expected_loss_percent=25, bitrate=24_000)
-    return [encoder.encode(voice[i : i + FRAME]) for i in range(0, len(voice), FRAME)]
-
-
 def test_half_a_frame_from_fec_joins_the_half_that_was_concealed() -> None:
-    packets = packets_with_fec(50)
+    packets = voiced_packets(50)
     lost_one = next(i for i in range(20, 40) if packet_has_fec(packets[i + 1]))
 
     def heard(lost: int | None) -> tuple[Samples, Playout]:
@@ -238,7 +231,7 @@ def test_half_a_frame_from_fec_joins_the_half_that_was_concealed() -> None:
 
 
 def test_after_a_gap_too_long_what_fec_has_is_heard() -> None:
-    packets = packets_with_fec(60)
+    packets = voiced_packets(60)
     after = next(i for i in range(25, 60) if packet_has_fec(packets[i]))
 
     def heard(lost: range) -> tuple[Samples, Playout]:
