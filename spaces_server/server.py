@@ -23,6 +23,7 @@ from spaces_server.governor import TICK_NS, Governor
 from spaces_server.mixer.source import FRAME_SAMPLES
 from spaces_server.net.priority import Priority
 from spaces_server.net.ticker import Ticker
+from spaces_server.net.timer import Timer, timer_of
 from spaces_server.net.transport import Batch, Transport, host_of, open_transport
 from spaces_server.node import Limits, Node
 from spaces_server.policy.house import HouseRules
@@ -99,6 +100,7 @@ class Server:
         self._store = StoreWorker(database, self._deliver, self._deliver_failure)
         self._stats_file = stats_file
         self._transport: Transport | None = None
+        self._timer: Timer | None = None
         self._ticker: Ticker | None = None
         self._stopping = asyncio.Event()
         self._work_is_due = False  # the loop will call it
@@ -134,8 +136,9 @@ class Server:
                 self.node.governor.capacity,
             )
         self._transport = await open_transport(host, port, self._receive, cores=self._cores)
+        self._timer = timer_of(self._loop)
         self._ticker = Ticker(
-            PERIOD_NS, self._tick, self._loop, due=self.node.due_ns, stride=self.node.stride
+            PERIOD_NS, self._tick, self._timer, due=self.node.due_ns, stride=self.node.stride
         )
         self._ticker.start()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -163,8 +166,10 @@ class Server:
         while self.node.endpoint.talking and self._loop.time() < end:
             await asyncio.sleep(TICK_NS / 1e9)
         assert self._ticker is not None
+        assert self._timer is not None
         assert self._transport is not None
         self._ticker.stop()
+        self._timer.close()
         self._transport.close()
         self._pool.shutdown()
         self._store.close()

@@ -1,9 +1,8 @@
 """Ticks at absolute deadlines: tick k is due at start + k * period, however late tick k - 1 was.
 
-Event loops count in milliseconds (uvloop's timers, epoll's timeout), so a tick is up to a
-millisecond late, never early: a timer that fires before its deadline is set again. Up to MAX_BURST
-ticks due at once are made up for one by one; after a longer stall the missed ones are skipped,
-because a burst of stale audio helps nobody and would make the next tick late as well.
+A tick is as late as its timer (timer.py), never early. Up to MAX_BURST ticks due at once are made
+up for one by one; after a longer stall the missed ones are skipped, because a burst of stale audio
+helps nobody and would make the next tick late as well.
 
 Between ticks that have nothing to do the ticker rests, for at most MAX_REST_NS: `due` says for how
 long, and `wake` that something has come in. The deadlines stay where they were. While `stride` is
@@ -13,9 +12,10 @@ long, and `wake` that something has come in. The deadlines stay where they were.
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
+
+from spaces_server.net.timer import Alarm, Timer
 
 MAX_BURST = 3  # ticks that may be made up for at once
 MAX_REST_NS = 4_000_000_000
@@ -24,18 +24,6 @@ LATENESS_SAMPLES = 4096  # 82 s of ticks at 20 ms
 _NS_PER_MS = 1_000_000
 
 logger = logging.getLogger(__name__)
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class TimerLoop(Protocol):
-    """The part of an asyncio event loop that a ticker needs."""
-
-    def time(self) -> float: ...
-
-    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer: ...
 
 
 class Ticker:
@@ -51,7 +39,7 @@ class Ticker:
         self,
         period_ns: int,
         tick: Callable[[int], None],
-        loop: TimerLoop,
+        timer: Timer,
         clock: Callable[[], int] = time.monotonic_ns,
         due: Callable[[int], int] = lambda now_ns: now_ns,
         stride: Callable[[], int] = lambda: 1,
@@ -64,13 +52,13 @@ class Ticker:
         self.errors = 0
         self._period_ns = period_ns
         self._tick = tick
-        self._loop = loop
+        self._timer = timer
         self._clock = clock
         self._due = due
         self._stride = stride
         self._max_rest = MAX_REST_NS // period_ns
         self._deadline_ns = 0
-        self._timer: Timer | None = None
+        self._alarm: Alarm | None = None
         self._lateness_ns = np.zeros(LATENESS_SAMPLES, np.int64)  # a ring, indexed by `ticks`
         self._lateness_from = 0
 
@@ -79,13 +67,13 @@ class Ticker:
         self.stop()
         now_ns = self._clock()
         self._deadline_ns = now_ns + self._period_ns
-        self._arm(now_ns)
+        self._arm()
 
     def stop(self) -> None:
         """Run no further tick. May be called from within a tick."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     @property
     def number(self) -> int:
@@ -99,17 +87,17 @@ class Ticker:
 
     def wake(self) -> None:
         """Something has come in, so the next tick may be due sooner."""
-        if self._timer is None:
+        if self._alarm is None:
             return
         now_ns = self._clock()
         waiting_ns = self._deadline_ns - max(now_ns, self._due(now_ns))
         early = (waiting_ns - 1) // self._period_ns  # not to a deadline that has had its tick
         early -= -(self.number + 1 - early) % self._stride()
         if early > 0:
-            self._timer.cancel()
+            self._alarm.cancel()
             self._deadline_ns -= early * self._period_ns
             self.rested -= early
-            self._arm(now_ns)
+            self._arm()
 
     def lateness(self) -> dict[str, float]:
         """How late the last ticks began, in ms: p50, p99, max (zeros before the first tick)."""
@@ -126,29 +114,23 @@ class Ticker:
         """`lateness` is of the ticks from now on."""
         self._lateness_from = self.ticks
 
-    def _arm(self, now_ns: int) -> None:
-        # Rounded up to the resolution of the loops: a re-armed timer waits instead of spinning.
-        wait_ms = max(0, -((now_ns - self._deadline_ns) // _NS_PER_MS))
-        self._timer = self._loop.call_at(self._loop.time() + wait_ms / 1000, self._fire)
+    def _arm(self) -> None:
+        self._alarm = self._timer.call_at(self._deadline_ns / 1e9, self._fire)
 
     def _fire(self) -> None:
         now_ns = self._clock()
         late_ns = now_ns - self._deadline_ns
-        if late_ns < 0:
-            self._arm(now_ns)
-            return
         stride = self._stride()
         missed = late_ns // self._period_ns // stride * stride
         if missed >= MAX_BURST * stride:
             self.skipped += missed
             self._deadline_ns += missed * self._period_ns
-        timer = self._timer
+        alarm = self._alarm
         self._run(now_ns, late_ns)
         self._deadline_ns += self._period_ns
-        if self._timer is timer:  # the tick did not stop or restart us
-            now_ns = self._clock()
-            self._rest(now_ns)
-            self._arm(now_ns)
+        if self._alarm is alarm:  # the tick did not stop or restart us
+            self._rest(self._clock())
+            self._arm()
 
     def _rest(self, now_ns: int) -> None:
         """Moves the deadline to the first one at which something is due."""
