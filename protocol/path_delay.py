@@ -124,11 +124,13 @@ class PathDelay:
     def __init__(self, *, low_delay: bool = False) -> None:
         self._rare_ms = 0 if low_delay else RARE_MS
         self._minima: deque[tuple[int, int]] = deque()  # (start of a slice, its least transit)
-        # Of relative delays, a bin each ms, backwards: at each of the speeds.
+        # Of relative delays, a bin each ms, backwards: at each of the speeds.  What was forgotten
+        # since margins were reckoned is still in it, so that a frame touches one bin of each.
         self._seen = np.zeros((3, MAX_MARGIN_MS), np.float32)
+        self._kept = [1.0, 1.0, 1.0]  # the share of it that is not forgotten
         late = PRIOR_SHARE * np.exp(-_MARGINS_MS[::-1] / PRIOR_MS)
         self._seen[:2] = np.diff(late)  # of what is rare nothing is thought before it was seen
-        self._weights = np.zeros((3, 1), np.float32)
+        self._weights = (0.0, 0.0, 0.0)  # of the last frame
         # Backwards: shares in the last i bins.
         self._late = np.zeros((3, MAX_MARGIN_MS + 1), np.float32)
         self._missing = 0.0  # share of the frames that have not come, remembered like what is rare
@@ -169,6 +171,7 @@ class PathDelay:
 
     def _move(self, bins: int) -> None:
         """The minimum is another one: what was seen lies elsewhere above it."""
+        self._forget()
         moved = np.clip(np.arange(MAX_MARGIN_MS) + bins, 0, MAX_MARGIN_MS - 1)
         for seen in self._seen:
             seen[:] = np.bincount(moved, seen, MAX_MARGIN_MS)
@@ -176,24 +179,28 @@ class PathDelay:
 
     def record_missing(self) -> None:
         """A later frame has come, and one before it has not."""
-        self._missing += float(self._weights[2, 0])
+        self._missing += self._weights[2]
 
     def record_frame(self, transit_ns: int, *, missed: bool = False) -> None:
         """A frame has come for the first time, in whatever packet.  missed: a later one was here
         before."""
         if missed:
-            self._missing = max(0.0, self._missing - float(self._weights[2, 0]))
+            self._missing = max(0.0, self._missing - self._weights[2])
         # Until the memory is full all frames weigh the same: the first few already count.
         self.frames = frames = self.frames + 1
-        weights = self._weights
         known = frames + PRIOR_FRAMES
-        weights[0] = 1 / min(known, QUICK_FRAMES)
-        weights[1] = 1 / min(known, self._losing.slow_frames)
-        weights[2] = 1 / min(frames, RARE_FRAMES)
+        weights = self._weights = (
+            1 / min(known, QUICK_FRAMES),
+            1 / min(known, self._losing.slow_frames),
+            1 / min(frames, RARE_FRAMES),
+        )
         place = self._bin(transit_ns)
-        self._seen *= 1 - weights
-        self._seen[:, place] += weights[:, 0]
-        self._missing *= 1 - float(weights[2, 0])
+        seen, kept = self._seen, self._kept
+        for speed, weight in enumerate(weights):
+            # Before the first frame nothing is known of what is rare: then all of it is kept.
+            kept[speed] = kept[speed] * (1 - weight) or 1.0
+            seen[speed, place] += weight / kept[speed]
+        self._missing *= 1 - weights[2]
         late = MAX_MARGIN_MS - 1 - place > self.target_ms
         if late or frames <= PLAIN.slow_frames or frames % RECKONED_FRAMES == 0:
             self._reckon()
@@ -203,8 +210,13 @@ class PathDelay:
         copied = self.copied is not None and self.frames - self.copied <= COPIED.slow_frames
         return COPIED if copied else PLAIN
 
+    def _forget(self) -> None:
+        self._seen *= np.array(self._kept, np.float32)[:, None]
+        self._kept = [1.0, 1.0, 1.0]
+
     def _reckon(self) -> None:
         """What each margin costs, by what was seen."""
+        self._forget()
         np.add.accumulate(self._seen, axis=1, out=self._late[:, 1:])
         quick, slow, rarely = self._late[:, ::-1]
         kind = self._losing
@@ -221,7 +233,9 @@ class PathDelay:
 
     def record_spare_copy(self, transit_ns: int) -> None:
         """A copy has come of a frame that was there: had that been lost, it would come now."""
-        self._seen[:2, self._bin(transit_ns)] += SPARE_COPY_SHARE * self._weights[:2, 0]
+        place = self._bin(transit_ns)
+        for speed in (0, 1):
+            self._seen[speed, place] += SPARE_COPY_SHARE * self._weights[speed] / self._kept[speed]
 
     def _bin(self, transit_ns: int) -> int:
         """Of what is seen, which is kept backwards."""
