@@ -32,7 +32,7 @@ No reply before the client's address is proven is longer than the HELLO that ask
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from hashlib import sha256
 
 VERSION = 1
@@ -179,7 +179,7 @@ def unpack_header(data: bytes) -> tuple[int, int, int]:
     return word >> 56, word & (COUNTER_LIMIT - 1), index
 
 
-class AudioFlag(IntFlag):
+class AudioFlag(IntEnum):
     """Flags of an audio packet; a packet with a bit not listed here is ignored."""
 
     FIRST = 0x01  # first packet of a talkspurt: the encoder was reset, so reset the decoder
@@ -187,8 +187,8 @@ class AudioFlag(IntFlag):
     COPIES = 0x04  # frames of earlier packets come once more, before its own
 
 
-_FRAME_FLAGS = int(AudioFlag.FIRST | AudioFlag.LAST)
-_KNOWN_FLAGS = int(_FRAME_FLAGS | AudioFlag.COPIES)
+_FRAME_FLAGS = AudioFlag.FIRST | AudioFlag.LAST
+_KNOWN_FLAGS = _FRAME_FLAGS | AudioFlag.COPIES
 _UPLINK = struct.Struct(">IB")
 _DOWNLINK = struct.Struct(">IBB")
 _AUDIBLE = struct.Struct(">BBH")

@@ -14,7 +14,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from enum import IntEnum, IntFlag, StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -244,7 +244,7 @@ def _one_line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _remarks(kind: type[IntEnum] | type[IntFlag]) -> dict[str, str]:
+def _remarks(kind: type[IntEnum]) -> dict[str, str]:
     """Member -> the comment beside it in the source."""
     found = re.findall(r"^    (\w+) = [^#\n]*#\s*(.+)$", inspect.getsource(kind), re.MULTILINE)
     return dict(found)

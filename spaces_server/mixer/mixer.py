@@ -144,7 +144,7 @@ class SpaceMix:
     def packet(self, mix_class: MixClass, timestamp: int, opus: bytes) -> DownlinkAudio:
         """What all members of the class get; moves the class's talkspurt on."""
         heard = [self.sources[member] for member, _ in mix_class.recipe]
-        flags = AudioFlag(0)
+        flags = 0
         if not mix_class.live:
             flags |= AudioFlag.FIRST
         if all(source.ending for source in heard):

@@ -9,7 +9,7 @@ from protocol import frames
 from protocol.connection import MS
 from protocol.frames import Settings
 from protocol.opus import Decoder, Encoder, packet_samples
-from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio
+from protocol.packets import DownlinkAudio, Kind, UplinkAudio
 from protocol.profile import VOICE, Profile
 from spaces_server.mixer.crowd import Crowd
 from spaces_server.mixer.egress import Egress
@@ -47,7 +47,7 @@ class Rig:
     def say(self, space: int, samples: int, end: int) -> None:
         """A frame whose last sample is before `end`."""
         sound = self.volume * np.take(TONE, np.arange(end - samples, end), mode="wrap")
-        audio = UplinkAudio(end - samples, AudioFlag(0), self._encoders[space].encode(sound))
+        audio = UplinkAudio(end - samples, 0, self._encoders[space].encode(sound))
         assert self.mixer.receive(self.mixes[space], 0, audio, end * 62_500 // 3 - 3 * MS)
 
     def step(self, *frame_samples: int) -> None:

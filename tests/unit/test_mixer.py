@@ -42,7 +42,7 @@ class Voice:
     encoder: Encoder = field(default_factory=lambda: Encoder(complexity=0))
 
     def packet(self, *, last: bool = False) -> UplinkAudio:
-        flags = AudioFlag(0) if self.talking else AudioFlag.FIRST
+        flags = 0 if self.talking else AudioFlag.FIRST
         if not self.talking:
             self.encoder.reset()
         if last:

@@ -50,7 +50,7 @@ def mixed(profile: Profile, *voices: tuple[Encoder, Samples]) -> Samples:
     for number in range(len(voices[0][1]) // BLOCK):
         now_ns = number * 20 * MS
         for member, (encoder, sound) in enumerate(voices):
-            flags = AudioFlag.FIRST if not number else AudioFlag(0)
+            flags = AudioFlag.FIRST if not number else 0
             opus = encoder.encode(sound[number * BLOCK : (number + 1) * BLOCK])
             audio = UplinkAudio(number * BLOCK, flags, opus)
             assert mixer.receive(mix, member, audio, now_ns)
