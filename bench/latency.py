@@ -1,8 +1,7 @@
 """Delay, packet by packet: what the server adds, and from the mouth to the ear.
 
 A real server on a core of its own; real clients (spaces_client) on the other, with the sound card
-left out: frames go in, and half a frame at a time comes out, by a timer as exact as a sound card's
-clock.  Every mixed packet says which
+left out: frames go in, and 10 ms at a time come out, by the clock.  Every mixed packet says which
 moment of whose voice it carries, and all clients here have one clock: each packet's way is known.
 
     mouth                the first sample of a frame sounds
@@ -50,7 +49,6 @@ from spaces_client.live import LiveSpace
 from spaces_client.paced import Listen, Looped, Ticker
 from spaces_client.wav import read_blocks
 from spaces_server.mixer.limiter import LOOK_AHEAD_SAMPLES
-from spaces_server.net.timer import Timer, timer_of
 
 MS = 1_000_000
 SETTLE_S = 2.0  # jitter buffers find their delay
@@ -84,8 +82,8 @@ class _Mouths:
 class _Ear(Listen):
     """A listener's sound card: takes samples as one does, and finds out when they were spoken."""
 
-    def __init__(self, listener: LiveSpace, mouths: _Mouths, timer: Timer) -> None:
-        super().__init__(as_device=True, scheduler=timer)
+    def __init__(self, listener: LiveSpace, mouths: _Mouths) -> None:
+        super().__init__(as_device=True)
         self.delays_ns: list[int] = []
         self._listener = listener
         self._mouths = mouths
@@ -108,12 +106,6 @@ class _Ear(Listen):
             mouth_ns = self._mouths.when(audible.seat, audible.capture)
             if mouth_ns is not None:
                 self.delays_ns.append(now_ns - mouth_ns - offset * 62_500 // 3)
-
-
-def _timer(stack: contextlib.AsyncExitStack) -> Timer:
-    timer = timer_of(asyncio.get_running_loop())
-    stack.callback(timer.close)
-    return timer
 
 
 def _distribution(delays_ms: NDArray[np.float64]) -> dict[str, Any]:
@@ -156,7 +148,7 @@ async def _run(
     async with contextlib.AsyncExitStack() as stack:
         on_stage, link = await join_speakers(stack, server.link, speakers, settings)
         audience = await join_listeners(stack, link, listeners)
-        ears = [_Ear(listener, mouths, _timer(stack)) for listener in audience]
+        ears = [_Ear(listener, mouths) for listener in audience]
         for listener, ear in zip(audience, ears, strict=True):
 
             def on_heard(heard: Heard, now_ns: int, ear: _Ear = ear) -> None:
@@ -184,7 +176,7 @@ async def _run(
         late_ns: list[int] = []
         clock = Ticker(
             lambda due_ns: late_ns.append(time.monotonic_ns() - due_ns),
-            _timer(stack),
+            asyncio.get_running_loop(),
             profile.period_samples / 48,
         )
         server.stats()  # its lateness is of the ticks from here on

@@ -106,11 +106,9 @@ class Listen(AudioOutput):
     """Plays into nothing: takes what is to be heard every 20 ms, or, as a device would, as often as
     the profile says."""
 
-    def __init__(self, *, as_device: bool = False, scheduler: Scheduler | None = None) -> None:
-        """scheduler: the event loop, or a timer that is more exact."""
+    def __init__(self, *, as_device: bool = False) -> None:
         self.out: Samples = np.zeros(BLOCK_SAMPLES, np.float32)  # what was taken last
         self._as_device = as_device
-        self._scheduler = scheduler
         self._ticker: Ticker | None = None
 
     def start(self, pull: Pull, profile: Profile = VOICE) -> None:
@@ -121,8 +119,7 @@ class Listen(AudioOutput):
             pull(self.out, now_ns)
             self.taken()
 
-        scheduler = self._scheduler or asyncio.get_running_loop()
-        self._ticker = Ticker(tick, scheduler, len(self.out) / 48)
+        self._ticker = Ticker(tick, asyncio.get_running_loop(), len(self.out) / 48)
 
     def taken(self) -> None:
         """For whoever wants to know of `out`."""
