@@ -62,8 +62,8 @@ class AudioInput(Protocol):
         ...
 
     def postpone(self, samples: int) -> int:
-        """In a pause: the frames from now on come so much later, and what would have been captured
-        meanwhile is left out. -> by how many samples in fact: none if it cannot be done."""
+        """In a pause: the frames from now on come so much later; what a microphone would have
+        captured meanwhile is left out. -> by how many samples in fact: none if it cannot be."""
         return 0
 
     async def finished(self) -> None:

@@ -236,6 +236,13 @@ class WavInput(AudioInput):
         scheduler = self._scheduler or asyncio.get_running_loop()
         self._ticker = Ticker(tick, scheduler, profile.frame_samples * 1000 / SAMPLE_RATE_HZ)
 
+    def postpone(self, samples: int) -> int:
+        """The pause becomes so much longer: nothing of the file is left out."""
+        if self._ticker is None:
+            return 0
+        self._ticker.postpone(samples / SAMPLE_RATE_HZ)
+        return samples
+
     async def finished(self) -> None:
         await self._ended.wait()
 

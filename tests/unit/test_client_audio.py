@@ -285,13 +285,28 @@ def test_a_ticker_can_be_postponed() -> None:
     assert np.diff(times) / 1e6 == pytest.approx([20, 20, 25, 20], abs=0.01)
 
 
-async def test_a_file_keeps_its_time(tmp_path: Path) -> None:
-    """It is not postponed: what it holds is one sound."""
-    path = write_wav(tmp_path / "a.wav", sine(440, 48_000, 48_000), 48_000)
-    source = WavInput(path, scheduler=VirtualTime())
-    source.start(lambda block, at_ns: None)
-    assert source.postpone(240) == 0
-    source.stop()
+async def test_a_file_can_be_postponed(tmp_path: Path) -> None:
+    """What it holds comes later, whole."""
+    path = write_wav(tmp_path / "a.wav", sine(440, 48_000, 48_000), 48_000, "float32")
+    clock = VirtualTime()
+    source = WavInput(path, scheduler=clock)
+    assert source.postpone(240) == 0, "it has not begun"
+    blocks: list[Samples] = []
+    times: list[int] = []
+
+    def push(block: Samples, at_ns: int) -> None:
+        blocks.append(block)
+        times.append(at_ns)
+        if len(times) == 3:
+            assert source.postpone(240) == 240
+
+    source.start(push)
+    clock.run(2.0)
+    assert len(blocks) == 50
+    assert np.diff(times)[:4] / 1e6 == pytest.approx([20, 20, 25, 20], abs=0.01)
+    np.testing.assert_array_equal(
+        np.concatenate(blocks), sine(440, 48_000, 48_000).astype(np.float32)
+    )
 
 
 async def test_wav_input_loops_without_a_seam(tmp_path: Path) -> None:
