@@ -118,11 +118,10 @@ def _lists(quick: bool, seconds: float, say: Say) -> dict[str, Callable[[], list
     """Parts of several runs."""
     audiences = QUICK_AUDIENCES if quick else AUDIENCES
     storms = ((50, 100),) if quick else ((FEW, JOINS_A_SECOND), (1_000, JOINS_A_SECOND))
-    listeners = 5 if quick else 10
     return {
         "capacity": lambda: [_audience(audience, seconds, say) for audience in audiences],
         "joins": lambda: [_storm(*storm, seconds, say) for storm in storms],
-        "latency": lambda: [_delay(listeners, seconds, low, say) for low in (False, True)],
+        "latency": lambda: [_delay(seconds, low, say) for low in (False, True)],
     }
 
 
@@ -169,9 +168,9 @@ def _storm(listeners: int, rate: float, seconds: float, say: Say) -> Figures:
     return {"listeners": listeners, "rate": rate} | attempt(name, measured, say)
 
 
-def _delay(listeners: int, seconds: float, low_delay: bool, say: Say) -> Figures:
+def _delay(seconds: float, low_delay: bool, say: Say) -> Figures:
     def measured() -> Figures:
-        return latency.measure(3, listeners, seconds, low_delay=low_delay)
+        return latency.measure(seconds=seconds, low_delay=low_delay)
 
     frame_ms = 10 if low_delay else 20
     return {"frame_ms": frame_ms} | attempt(f"latency: frames of {frame_ms} ms", measured, say)
