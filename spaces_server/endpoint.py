@@ -1,12 +1,16 @@
 """Sessions: handshakes, cookies under load, and finding a session by its index.
 
     HELLO ── key id, cookie if under load ──> waiting
-    when there is time: the oldest waiting ─> Noise IK ──> half-open session, WELCOME
+    CONTROL ── index ───────────────────────> waiting
+    AUDIO ── index ─────────────────────────> Connection
+    when there is time: the oldest CONTROL ─> Connection, or if there is none
+                        the oldest HELLO ───> Noise IK ──> half-open session, WELCOME
     first sealed datagram that opens ───────> session (the client's address is proven by it)
-    sealed datagram ── index ───────────────> Connection
 
-A handshake takes as long as about a hundred packets.  So a HELLO that has passed the cheap checks
-waits until `work` is called, which makes one handshake; who calls it sees that audio goes first.
+A handshake takes as long as about a hundred packets of audio, and so can what a control datagram
+asks for.  So these wait, once they have passed the cheap checks, until `work` is called, which does
+one of them; who calls it sees that audio goes first.  Whoever is in comes before those who want to
+come in: what has been begun is brought to its end.
 
 A half-open session holds keys and the WELCOME, so that a HELLO that comes twice is answered with
 the same bytes; nothing else is sent for it, and the oldest gives way when there are too many.
@@ -14,7 +18,7 @@ the same bytes; nothing else is sent for it, and the oldest gives way when there
 
 import heapq
 import hmac
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -37,6 +41,7 @@ from protocol.packets import (
     pack_refused,
     unpack_header,
 )
+from protocol.reliable import RECEIVE_WINDOW_SEGMENTS
 from protocol.sealing import SessionKeys
 from spaces_server import AGENT
 
@@ -45,7 +50,10 @@ HALF_OPEN_TIMEOUT_NS = 10_000 * MS
 MAX_HALF_OPEN = 4_096
 # HELLOs, not many more than are worked on before a client says its own again.  What comes on top is
 # dropped, before anything is done for it: it will come again.
-MAX_WAITING = 512
+MAX_HELLOS = 512
+# Control datagrams that wait, of all and of one session: twice as many as its window has segments.
+MAX_CONTROL = 4_096
+MAX_CONTROL_OF_ONE = 2 * RECEIVE_WINDOW_SEGMENTS
 COOKIE_LIFETIME_NS = 60_000 * MS
 TOGETHER_NS = 4_000 * MS  # far deadlines are met together: each tick that wakes costs
 LOAD_WINDOW_NS = 1_000 * MS
@@ -55,15 +63,19 @@ GREETING = encode_greeting(AGENT)
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """A client's connection, and who it is.  identity: its static public key, 32 bytes.  gone:
-    nothing that comes is taken any more."""
+    """A client's connection, and who it is.  identity: its static public key, 32 bytes.  waiting:
+    how many of its control datagrams do.  gone: nothing that comes is taken any more."""
 
     index: int
     identity: bytes
     connection: Connection
     agent: str
     wakes_ns: tuple[int, ...] = ()  # the deadlines that are kept for it, the next one last
+    waiting: int = 0
     gone: bool = False
+
+
+Received = tuple[Session, list[Event], bool]
 
 
 @dataclass(slots=True)
@@ -108,8 +120,9 @@ class _Cookies:
 class Endpoint:
     """private_key: the server's static X25519 key, 32 bytes.  entropy: random bytes.
 
-    Call `work` while there is something `waiting` and time for it.  Drain `outbox` (datagram,
-    address) after every call that takes `now_ns`.
+    Call `work` while there is something `waiting` and time for it.  It and `receive` return what
+    one datagram of a session was: (session, its events, whether the session is new), or None.
+    Drain `outbox` (datagram, address) after every call that takes `now_ns`.
     """
 
     private_key: bytes
@@ -119,7 +132,8 @@ class Endpoint:
     sessions: dict[int, Session] = field(default_factory=dict)
     outbox: list[tuple[bytes, bytes]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    _waiting: OrderedDict[bytes, tuple[Hello, bytes]] = field(default_factory=OrderedDict)
+    _hellos: OrderedDict[bytes, tuple[Hello, bytes]] = field(default_factory=OrderedDict)
+    _control: deque[tuple[Session, bytes, bytes]] = field(default_factory=deque)
     _half_open: OrderedDict[int, _HalfOpen] = field(default_factory=OrderedDict)
     _by_hello: dict[bytes, int] = field(default_factory=dict)
     _deadlines: list[int] = field(default_factory=list)  # a heap
@@ -142,48 +156,60 @@ class Endpoint:
 
     @property
     def waiting(self) -> int:
-        """How many handshakes wait for `work`."""
-        return len(self._waiting)
+        """How many control datagrams and handshakes wait for `work`."""
+        return len(self._control) + len(self._hellos)
 
     # -- what comes in ---------------------------------------------------------------------
 
-    def receive(
-        self, data: bytes, address: bytes, now_ns: int
-    ) -> tuple[Session, list[Event], bool] | None:
-        """-> (session, its events, whether the session is new), or None."""
+    def receive(self, data: bytes, address: bytes, now_ns: int) -> Received | None:
+        """Takes audio at once; what else there is waits."""
         if not data:
             self.dropped["empty"] += 1
             return None
         kind = data[0]
-        if kind >= Kind.CONTROL:
-            return self._receive_sealed(data, address, now_ns)
-        if kind == Kind.HELLO:
-            self._receive_hello(data, address, now_ns)
-        else:
-            self.dropped["unknown kind"] += 1
-        return None
+        if kind < Kind.CONTROL:
+            if kind == Kind.HELLO:
+                self._receive_hello(data, address, now_ns)
+            else:
+                self.dropped["unknown kind"] += 1
+            return None
+        session = self._session(data)
+        if session is None:
+            return None
+        if kind == Kind.CONTROL:
+            self._receive_control(session, data, address)
+            return None
+        return self._open(session, data, address, now_ns)
 
-    def _receive_sealed(
-        self, data: bytes, address: bytes, now_ns: int
-    ) -> tuple[Session, list[Event], bool] | None:
+    def _session(self, data: bytes) -> Session | None:
         try:
             index = unpack_header(data)[2]
         except MalformedPacketError:
             self.dropped["malformed"] += 1
             return None
         session = self.sessions.get(index)
-        new = session is None
         if session is None:
             half = self._half_open.get(index)
             if half is None:
                 self.dropped["no session"] += 1
                 return None
             session = half.session
+        return session
+
+    def _receive_control(self, session: Session, data: bytes, address: bytes) -> None:
+        if session.waiting >= MAX_CONTROL_OF_ONE or len(self._control) >= MAX_CONTROL:
+            self.dropped["too much control"] += 1
+            return
+        session.waiting += 1
+        self._control.append((session, data, address))
+
+    def _open(self, session: Session, data: bytes, address: bytes, now_ns: int) -> Received | None:
         events = session.connection.receive(data, address, now_ns)
         if events is None:
             return None
+        new = session.index not in self.sessions
         if new:
-            self._confirm(index, now_ns)
+            self._confirm(session.index, now_ns)
         return session, events, new
 
     def _confirm(self, index: int, now_ns: int) -> None:
@@ -198,7 +224,7 @@ class Endpoint:
         # Repeats first, and cheaply: the more people wait, the more of these come.  The ephemeral
         # key is new in every handshake.
         hello_id = data[HELLO_EPHEMERAL] + address
-        if hello_id in self._waiting:
+        if hello_id in self._hellos:
             return
         try:
             hello = Hello.unpack(data)
@@ -215,7 +241,7 @@ class Endpoint:
         if known is not None:
             self.outbox.append((self._half_open[known].welcome, address))
             return
-        if self.waiting >= MAX_WAITING:
+        if len(self._hellos) >= MAX_HELLOS:
             self.dropped["too many hellos"] += 1
             return
         if self._under_load(now_ns) and not self._cookies.valid(hello.cookie, address, now_ns):
@@ -223,10 +249,10 @@ class Endpoint:
             cookie = self._cookies.make(address, now_ns)
             self.outbox.append((pack_cookie(hello.client_index, cookie), address))
             return
-        if len(self.sessions) + len(self._half_open) + self.waiting >= self.max_sessions:
+        if len(self.sessions) + len(self._half_open) + len(self._hellos) >= self.max_sessions:
             self._refuse(hello, Refusal.FULL, address)
             return
-        self._waiting[hello_id] = hello, address
+        self._hellos[hello_id] = hello, address
 
     def _under_load(self, now_ns: int) -> bool:
         if now_ns - self._window_start_ns >= LOAD_WINDOW_NS:
@@ -240,11 +266,19 @@ class Endpoint:
         self.dropped[f"refused: {code.name.lower()}"] += 1
         self.outbox.append((pack_refused(hello.client_index, code), address))
 
-    def work(self, now_ns: int) -> None:
-        """Makes one handshake, if any waits."""
-        if self._waiting:
-            hello_id, (hello, address) = self._waiting.popitem(last=False)
+    # -- what has waited -------------------------------------------------------------------
+
+    def work(self, now_ns: int) -> Received | None:
+        """Opens one control datagram, or if none waits makes one handshake."""
+        if self._control:
+            session, data, address = self._control.popleft()
+            session.waiting -= 1
+            if self._session(data) is session:  # it may have ended meanwhile
+                return self._open(session, data, address, now_ns)
+        elif self._hellos:
+            hello_id, (hello, address) = self._hellos.popitem(last=False)
             self._welcome(hello, hello_id, address, now_ns)
+        return None
 
     def _welcome(self, hello: Hello, hello_id: bytes, address: bytes, now_ns: int) -> None:
         noise = Handshake(

@@ -41,7 +41,7 @@ from protocol.profile import profile_of
 from protocol.reception import Reception
 from protocol.redundancy import Redundancy
 from protocol.reliable import ChannelFull
-from spaces_server.endpoint import Endpoint, Session
+from spaces_server.endpoint import Endpoint, Received, Session
 from spaces_server.governor import Governor, Tick
 from spaces_server.ledger import Ledger
 from spaces_server.mixer.crowd import Crowd
@@ -228,8 +228,10 @@ class Node:
         """waited_ns: for how long it had been there before it was read; the jitter buffers, which
         learn from when packets come, want to know."""
         received = self.endpoint.receive(data, address, now_ns)
-        if received is None:
-            return
+        if received is not None:
+            self._take(received, now_ns, waited_ns)
+
+    def _take(self, received: Received, now_ns: int, waited_ns: int = 0) -> None:
         session, events, new = received
         if new:
             self._session_begins(session, now_ns)
@@ -255,8 +257,10 @@ class Node:
         return self.endpoint.waiting
 
     def work(self, now_ns: int) -> None:
-        """One handshake: what can wait for audio that is due."""
-        self.endpoint.work(now_ns)
+        """One control datagram or one handshake: what can wait for audio that is due."""
+        received = self.endpoint.work(now_ns)
+        if received is not None:
+            self._take(received, now_ns)
 
     def receive_stored(self, reply: StoreReply, now_ns: int) -> None:
         self._now_ns = now_ns

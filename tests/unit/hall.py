@@ -203,14 +203,14 @@ class Hall:
     def send(self, guest: Guest, datagram: bytes) -> None:
         if not guest.gone:
             self.node.receive_datagram(datagram, guest.address, self.now_ns)
+            while self.node.waiting:
+                self.node.work(self.now_ns)
 
     def settle(self) -> None:
         for _ in range(100):
             for guest in self.guests:
                 for datagram in guest.client.transmit(self.now_ns):
                     self.send(guest, datagram)
-                while self.node.waiting:
-                    self.node.work(self.now_ns)
             busy = self.shelf.serve(self.node, self.now_ns)
             sent = self.node.drain(self.now_ns)
             self.deliver(sent)

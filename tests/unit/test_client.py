@@ -150,8 +150,8 @@ class Hall:
         raise AssertionError("an endless exchange")
 
     def _to_server(self, data: bytes) -> None:
-        received = self.endpoint.receive(data, HOME, self.now_ns)
-        self.endpoint.work(self.now_ns)
+        now_ns = self.now_ns
+        received = self.endpoint.receive(data, HOME, now_ns) or self.endpoint.work(now_ns)
         if received is None:
             return
         session, events, _ = received

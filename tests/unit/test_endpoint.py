@@ -15,6 +15,7 @@ from protocol.connection import (
     CloseCode,
     Closed,
     Event,
+    Media,
     Message,
     Pong,
     Roamed,
@@ -30,6 +31,7 @@ from protocol.packets import (
     Kind,
     Refusal,
     pack_cookie,
+    pack_header,
     unpack_cookie,
     unpack_header,
     unpack_refused,
@@ -104,6 +106,7 @@ class House:
         """One datagram to the endpoint; -> what it sends for it."""
         self.bytes_in[address] += len(data)
         received = self.endpoint.receive(data, address, self.now_ns)
+        received = received or self.endpoint.work(self.now_ns)
         if received is not None:
             session, events, new = received
             if new:
@@ -113,7 +116,6 @@ class House:
                 if isinstance(event, Message):
                     session.connection.send(b"\x83" + event.data[1:])
             self.endpoint.flush(session, self.now_ns)
-        self.endpoint.work(self.now_ns)
         return self.drain()
 
     def drain(self) -> list[bytes]:
@@ -226,7 +228,8 @@ def test_a_request_goes_there_and_a_reply_comes_back() -> None:
     guest = house.connected("ada")
     request_id = guest.client.request(frames.Look)
     (data,) = guest.client.transmit(house.now_ns)
-    (received,) = [house.endpoint.receive(data, guest.address, house.now_ns)]
+    assert house.endpoint.receive(data, guest.address, house.now_ns) is None
+    received = house.endpoint.work(house.now_ns)
     assert received is not None
     session, events, new = received
     assert not new
@@ -498,6 +501,82 @@ def test_what_a_handshake_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls["hmacs"] <= 15 + 12, "of Noise; of the session's four chains"
 
 
+def look_of(house: House, guest: Guest) -> bytes:
+    guest.client.request(frames.Look)
+    (data,) = guest.client.transmit(house.now_ns)
+    return data
+
+
+def audio_of(house: House, guest: Guest) -> bytes:
+    connection = guest.client._connection
+    assert connection is not None
+    return connection.send_media(Kind.AUDIO, b"sound")
+
+
+def test_control_waits_and_audio_does_not() -> None:
+    house = House()
+    guest = house.connected("ada")
+    look, audio = look_of(house, guest), audio_of(house, guest)
+    assert house.endpoint.receive(look, guest.address, house.now_ns) is None
+    received = house.endpoint.receive(audio, guest.address, house.now_ns)
+    assert received is not None
+    assert [type(event) for event in received[1]] == [Media]
+    assert house.endpoint.waiting == 1
+    received = house.endpoint.work(house.now_ns)
+    assert received is not None
+    assert [type(event) for event in received[1]] == [Message]
+    assert house.endpoint.waiting == 0
+
+
+def test_whoever_is_in_comes_before_those_who_want_to_come_in() -> None:
+    house = House()
+    ada, bob = house.connected("ada"), house.guest("bob")
+    house.endpoint.receive(hello_of(bob), bob.address, house.now_ns)
+    looks = [look_of(house, ada) for _ in range(2)]
+    for look in looks:
+        house.endpoint.receive(look, ada.address, house.now_ns)
+    assert house.endpoint.waiting == 3
+    for _ in looks:
+        assert house.endpoint.work(house.now_ns) is not None
+        assert house.endpoint.outbox == []
+    assert house.endpoint.work(house.now_ns) is None
+    assert house.drain()[0][0] == Kind.WELCOME
+
+
+def test_what_waits_of_one_and_of_all_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONTROL_OF_ONE", 3)
+    monkeypatch.setattr(module, "MAX_CONTROL", 5)
+    house = House()
+    ada, bob = house.connected("ada"), house.connected("bob")
+    for guest, held, dropped in ((ada, 3, 2), (bob, 5, 5)):
+        for _ in range(5):
+            house.endpoint.receive(look_of(house, guest), guest.address, house.now_ns)
+        assert house.endpoint.waiting == held
+        assert house.endpoint.dropped == {"too much control": dropped}
+    for _ in range(5):
+        assert house.endpoint.work(house.now_ns) is not None
+    assert house.endpoint.receive(look_of(house, ada), ada.address, house.now_ns) is None
+    assert house.endpoint.waiting == 1, "there is room again"
+
+
+def test_what_waits_for_a_session_that_has_ended_is_dropped() -> None:
+    house = House()
+    guest = house.connected("ada")
+    house.endpoint.receive(look_of(house, guest), guest.address, house.now_ns)
+    house.endpoint.sessions.clear()
+    assert house.endpoint.work(house.now_ns) is None
+    assert house.endpoint.waiting == 0
+    assert house.endpoint.dropped == {"no session": 1}
+
+
+def test_control_of_nobody_does_not_wait() -> None:
+    house = House()
+    stranger = pack_header(Kind.CONTROL, 0, 12_345) + bytes(40)
+    house.endpoint.receive(stranger, b"mallory", house.now_ns)
+    assert house.endpoint.waiting == 0
+    assert house.endpoint.dropped == {"no session": 1}
+
+
 def test_the_round_trip_is_without_the_time_of_waiting() -> None:
     house = House()
     guest = house.guest("ada")
@@ -511,7 +590,7 @@ def test_the_round_trip_is_without_the_time_of_waiting() -> None:
 
 
 def test_no_more_hellos_wait_than_a_limit_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING", 3)
+    monkeypatch.setattr(module, "MAX_HELLOS", 3)
     house = House()
     guests = [house.guest(f"guest {n}") for n in range(5)]
     hellos = [(hello_of(guest), guest.address) for guest in guests]

@@ -82,8 +82,8 @@ class Desk(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, address: Any) -> None:
         name = repr(address).encode()
         self._addresses[name] = address
-        received = self.endpoint.receive(data, name, time.monotonic_ns())
-        self.endpoint.work(time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        received = self.endpoint.receive(data, name, now_ns) or self.endpoint.work(now_ns)
         if received is not None:
             one, events, _ = received
             for event in events:

@@ -465,7 +465,8 @@ def test_quantities(name: str, value: int, shown: str) -> None:
         f"{ms(client_module.ASK_AGAIN_NS << client_module.MAX_LOOK_DOUBLINGS)},",
         f"forgotten after {endpoint.HALF_OPEN_TIMEOUT_NS // 10**9} s",
         f"more than {endpoint.MAX_HALF_OPEN:,}.",
-        f"5. {endpoint.MAX_WAITING} HELLOs wait already",
+        f"5. {endpoint.MAX_HELLOS} HELLOs wait already",
+        f"at most {endpoint.MAX_CONTROL_OF_ONE} of one session and {endpoint.MAX_CONTROL:,} of all",
         f"more than {endpoint.MAX_HALF_OPEN // 2:,} sessions are half open",
         f"more than {endpoint.COOKIES_ABOVE_HELLOS_PER_S:,} HELLOs",
         f"changes every {endpoint.COOKIE_LIFETIME_NS // 10**9} s",
@@ -735,7 +736,8 @@ def test_a_server_takes_the_hello_and_its_client_the_answer() -> None:
     assert frames.decode_greeting(payload[4:]).agent.startswith("spaces-server")
     send, _ = handshake.split()
     assert send.key == EXAMPLE["split: client to server"], "greetings do not enter the keys"
-    received = server.receive(EXAMPLE["CONTROL, client to server, counter 0"], b"address", 0)
+    server.receive(EXAMPLE["CONTROL, client to server, counter 0"], b"address", 0)
+    received = server.work(0)
     assert received is not None
     session, events, new = received
     assert new
