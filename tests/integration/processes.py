@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Self
 
-PATIENCE_S = 30.0  # for a slow machine; nothing here takes a tenth of it otherwise
+PATIENCE_S = 30.0  # for a slow machine; what is waited for takes half of it at most otherwise
 
 
 class Command:
