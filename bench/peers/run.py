@@ -2,15 +2,17 @@
 
 Every server gets the same core and the same speech, and its listeners are counted in the same way.
 For each the largest audience is searched of which less than 0.5 % of the packets are lost, and that
-audience is then measured for longer.  `floor` is what the kernel asks for our server's datagrams,
-sent from a prebuilt table without sealing or anything else (bench/floor.py).
+audience is then measured for longer, or a smaller one if it is not carried for so long.  `floor` is
+what the kernel asks for our server's datagrams, sent from a prebuilt table without sealing or
+anything else (bench/floor.py).
 
 Keys of a row, all of them in every row (null where there is no such figure):
 
     peer, version           which server; of `floor`, the system
     encrypted, mixes        whether each listener's packets are sealed, and carry all the talkers
     talkers
-    listeners               the largest audience that loses less than 0.5 %
+    listeners               the largest audience that loses less than 0.5 %; of a row that is not
+                            valid, the last that was tried
     stopped_by              what went wrong with the next larger one
     seconds, expected, delivered, loss
     cpu_us_per_packet       the server's CPU, as the system says, by packets delivered
@@ -22,7 +24,8 @@ Keys of a row, all of them in every row (null where there is no such figure):
     times_fewer_in_crowd    the same with ours as it runs by default, where many listen: a crowd,
                             whose listeners get 60 ms in one datagram (row `spaces-crowd`)
     generator_busy, generator_lateness_ms   share of its core; its own packets' p99
-    valid, reason           false where the generator, not the server, was the limit, and why
+    valid, reason           false where the generator, not the server, was the limit, or no audience
+                            was carried for all of `seconds`, and why
 """
 
 import functools
@@ -52,7 +55,7 @@ from bench.speech import encode_speech
 from spaces_client.audio import AudioError
 from spaces_server import AGENT
 
-LAST_TRIES = 3
+LAST_TRIES = 8  # down to three quarters of what was found
 STEP_BACK = 0.04  # from one of them to the next, of the audience
 TICKS_A_SECOND = 50
 
@@ -168,12 +171,18 @@ def measure(
             rows.append(figures := _measure(candidate, count, seconds, speech, find, say))
             if "floor_us_per_packet" in figures:
                 rows.append(_floor(figures))
-        for key, name in (("times_fewer", OURS), ("times_fewer_in_crowd", OURS_IN_CROWD)):
-            ours = next((row.get("listeners") for row in rows[first:] if row["peer"] == name), None)
-            for row in rows[first:]:
-                if find and ours and row.get("listeners") and row["peer"] != FLOOR:
-                    row[key] = ours / row["listeners"]
+        if find:
+            _compare(rows[first:])
     return {"machine": machine(), "rows": [{key: row.get(key) for key in KEYS} for row in rows]}
+
+
+def _compare(rows: list[Figures]) -> None:
+    """Writes into the rows of one number of talkers how many times fewer listeners each has."""
+    carried = [row for row in rows if row["valid"] and row["peer"] != FLOOR]
+    for key, name in (("times_fewer", OURS), ("times_fewer_in_crowd", OURS_IN_CROWD)):
+        ours = next((row["listeners"] for row in carried if row["peer"] == name), None)
+        for row in carried if ours else ():
+            row[key] = ours / row["listeners"]
 
 
 def _measure(
@@ -201,22 +210,24 @@ def _measure(
         say(f"    {trouble or 'carried'}")
         return figures, trouble
 
-    figures: Figures | None = None
-    limit = None
-    if find:
-        try:
-            listeners, limit = search(lambda n: attempt(n)[1], listeners, most)
-        except UnmeasurableError as error:
-            return {**nothing, "reason": str(error)}
+    if not find:
+        figures, trouble = attempt(listeners, seconds)
+        return figures or {**nothing, "reason": trouble}
+    try:
+        listeners, limit = search(lambda n: attempt(n)[1], listeners, most)
+    except UnmeasurableError as error:
+        return {**nothing, "reason": str(error)}
     for _ in range(LAST_TRIES):
         figures, trouble = attempt(listeners, seconds)
-        if not (find and trouble):
+        if figures is not None and not trouble:
+            return {**figures, "stopped_by": limit}
+        limit = trouble
+        if listeners == 1:
             break
-        # What was carried only just, and for a short time.
-        listeners = max(1, round(listeners * (1 - STEP_BACK)))
-    if figures is None:
-        return {**nothing, "reason": trouble}
-    return {**figures, "stopped_by": limit}
+        # It was carried only just, and for a short time.
+        listeners = min(listeners - 1, round(listeners * (1 - STEP_BACK)))
+    reason = f"carried for {TRY_S:g} s, but not for {seconds:g} s: {limit}"
+    return {**(figures or {}), **nothing, "reason": reason}
 
 
 def _attempt(

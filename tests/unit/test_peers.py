@@ -9,8 +9,46 @@ import pytest
 from click.testing import CliRunner
 
 from bench.peers.addresses import Addresses, rows
-from bench.peers.run import KEYS, candidates, command, measure
-from bench.search import CLOSE_ENOUGH, TRIES, UnmeasurableError, search
+from bench.peers.run import (
+    KEYS,
+    LAST_TRIES,
+    OURS,
+    Candidate,
+    Figures,
+    Speech,
+    candidates,
+    command,
+    measure,
+)
+from bench.search import CLOSE_ENOUGH, TRIES, TRY_S, UnmeasurableError, search
+
+
+class Pretended:
+    """A server that carries so many, and fewer when it takes longer."""
+
+    def __init__(self, name: str, short: int, long: int) -> None:
+        self.name = name
+        self.long_tries: list[int] = []
+        self._short, self._long = short, long
+
+    def missing(self) -> None:
+        return None
+
+    def measure(self, listeners: int, talkers: int, seconds: float, speech: Speech) -> Figures:
+        most = self._short
+        if seconds > TRY_S:
+            most = self._long
+            self.long_tries.append(listeners)
+        loss = 0.0 if listeners <= most else 0.02
+        who = {"peer": self.name, "talkers": talkers, "listeners": listeners}
+        return {**who, "loss": loss, "valid": True, "reason": ""}
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, *peers: Pretended) -> list[Figures]:
+    several = [Candidate(peer, 100, 100) for peer in peers]
+    monkeypatch.setattr("bench.peers.run.candidates", lambda folder: several)
+    rows: list[Figures] = measure((1,))["rows"]
+    return rows
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 66, 400, 999, 1_000, 1_001, 1_400, 5_000])
@@ -37,6 +75,31 @@ def test_the_search_stops_at_the_room_there_is_and_says_so() -> None:
 def test_a_server_that_carries_nobody_is_not_measured() -> None:
     with pytest.raises(UnmeasurableError, match="does not start"):
         search(lambda listeners: "it does not start", 1_000, 50_000)
+
+
+def test_a_row_has_what_was_carried_for_all_of_its_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, other = Pretended(OURS, 1_000, 1_000), Pretended("other", 100, 90)
+    ours_row, row = measured(monkeypatch, ours, other)
+    assert row["valid"]
+    assert row["loss"] == 0
+    assert 86 <= row["listeners"] <= 90
+    assert row["stopped_by"] == f"{other.long_tries[-2]} listeners: 2.00% lost"
+    assert row["times_fewer"] == ours_row["listeners"] / row["listeners"]
+
+
+def test_a_server_that_carries_nobody_for_long_has_an_invalid_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, other = Pretended(OURS, 1_000, 1_000), Pretended("other", 100, 0)
+    _, row = measured(monkeypatch, ours, other)
+    assert row["valid"] is False
+    assert row["reason"].startswith("carried for 3 s, but not for 10 s: ")
+    assert row["reason"].endswith(f"{row['listeners']} listeners: 2.00% lost")
+    assert row["times_fewer"] is None
+    assert len(set(other.long_tries)) == LAST_TRIES
+    assert min(other.long_tries) == row["listeners"]
 
 
 def test_a_server_that_is_not_installed_gets_a_row_that_says_so(
