@@ -236,7 +236,8 @@ def _peers(figures: Figures) -> list[str]:
     )
     head = (
         *("server", "version", "mixes", "seals", "talk", "listen", "CPU, cores"),
-        *("CPU µs for 20 ms of one listener", "delay ms", "loss", "times fewer", "remark"),
+        *("CPU µs for 20 ms of one listener", "delay ms", "loss", "times fewer"),
+        *("times fewer than a crowd", "remark"),
     )
     rows: Rows = [
         [*(row[key] for key in keys), _invalid(row) or row["stopped_by"]] for row in figures["rows"]

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from bench import report
 from bench.asked import Asked
 from bench.markdown import markdown
+from bench.peers.run import KEYS
 from bench.process import pinned
 
 PNG = b"\x89PNG"
@@ -66,6 +68,37 @@ def test_report(tmp_path: Path) -> None:
     for name in figures["plots"]:
         assert (tmp_path / name).read_bytes().startswith(PNG)
         assert f"({name})" in text
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
+    figures = report.measure((), 1.0, quick=False, say=print) | {"plots": []}
+    late = {"p50": 0.1, "p99": 1.0, "max": 2.0}
+    invalid = {"valid": False, "reason": "the generator was busy"}
+    figures |= {
+        "capacity": [{"listeners": 100, "tick_lateness_ms": late}, {"listeners": 200} | invalid],
+        "joins": [{"listeners": 100, "latency_ms": late}, {"listeners": 200} | invalid],
+        "latency": [{"frame_ms": 20, "server_added_ms": late}, {"frame_ms": 10} | invalid],
+        "spaces": {"spaces": 20, "tick_lateness_ms": late},
+        "tick": {
+            **{"talkers": 3, "listeners": 1_000},
+            "phases": {"mix": {"median_us": 300.0, "iqr_us": 9.0, "rounds": 50}},
+        },
+        "peers": {
+            "rows": [
+                dict.fromkeys(KEYS) | {"peer": "mumble", "valid": True, "stopped_by": "1 % lost"},
+                dict.fromkeys(KEYS) | {"peer": "jamulus"} | invalid,
+            ]
+        },
+    }
+    lines = markdown(figures).splitlines()
+    assert sum("invalid: the generator was busy" in line for line in lines) == 4
+    tables = 0
+    for before, line in pairwise(lines):
+        if line.startswith("|"):
+            head = cells(before) if before.startswith("|") else cells(line)
+            tables += not before.startswith("|")
+            assert len(cells(line)) == len(head), line
+    assert tables == 10
 
 
 def test_parts_of_an_earlier_run_are_kept_if_it_is_of_this_machine() -> None:
