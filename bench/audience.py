@@ -41,6 +41,7 @@ STEP_S = 0.0005  # of time, while newcomers are waited for
 PATIENCE_NS = 15_000 * MS  # without anything that was waited for
 LOOK_NS = 100 * MS  # from one look at who hears something to the next
 SILENCE_NS = 1_000 * MS  # who has heard nothing for so long hears nothing
+EDGES = 2  # datagrams of a window that may come before it or after it, one at each edge
 MAX_BUSY = 0.9
 MAX_LATENESS_MS = 10.0
 
@@ -66,9 +67,10 @@ class Window:
     """What happened between begin() and end().
 
     expected, delivered: media datagrams of all listeners, which the server should have sent, and
-    which came.  skipped: those of `expected` that it did not even make, as the samples saw (the
-    counters know of the others).  datagram_bytes: mean size.  sampled_frames, sampled_failures: of
-    all samples together.
+    which came.  skipped: those of `expected` that it did not even make, as the samples saw, or as
+    is missing from what the time asks for each listener, whichever is more (the counters know of
+    the others).  datagram_bytes: mean size.  sampled_frames, sampled_failures: of all samples
+    together.
     generator_busy: share of the time that was not just waiting for the next look at the sockets.
     generator_lateness_ms: of the talkers' packets; p50, p99, max.
     """
@@ -349,8 +351,13 @@ class Audience(Clients[Member]):
             sample.end(now_ns, self._packet_ms)
         heard = sum(sample.frames for sample in self._samples)
         skipped = sum(sample.skipped for sample in self._samples)
-        sealed = int(self.tally.expected_by_stream[: self.listeners].sum())
-        unmade = round(sealed * skipped / max(1, heard))
+        by_listener = self.tally.expected_by_stream[: self.listeners]
+        sealed = int(by_listener.sum())
+        due = 0  # for each; the talkers say something all the time
+        if self._talks_from_ns is not None:
+            due = max(0, (now_ns - since_ns) // (self._packet_ms * MS) - EDGES)
+        missing = int(np.maximum(0, due - by_listener).sum())
+        unmade = max(missing, round(sealed * skipped / max(1, heard)))
         return Window(
             seconds=(now_ns - since_ns) / 1e9,
             expected=sealed + unmade,

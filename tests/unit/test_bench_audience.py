@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from contextlib import closing
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from bench.audience import LOOK_NS, Audience, Member
@@ -230,3 +231,55 @@ def test_a_newcomer_has_another_index_with_every_hello(clock: Clock) -> None:
         assert (storm.cookies, storm.unanswered, storm.repeated) == (3, 3, 0)
         server.take()
         assert server.pinged_ns.keys() == {4, 5, 6}
+
+
+@pytest.mark.parametrize(
+    ("counts", "skipped"),
+    [
+        ([150] * 10, 0),
+        ([151, 150, 149, 148] + [150] * 6, 0),  # the edges of a window are not sharp
+        ([150] * 9 + [0], 148),
+        ([150] * 9 + [100], 48),
+        ([0] * 10, 1_480),
+    ],
+)
+def test_who_is_sent_too_little_for_the_time_has_lost_it(
+    clock: Clock, counts: list[int], skipped: int
+) -> None:
+    with (
+        closing(Server(clock)) as server,
+        closing(Quiet(server.link)) as audience,
+    ):
+        audience._samples.clear()  # which see only what they get
+        audience.tally.count(np.arange(10), np.full(10, 7))
+        audience.talk()
+        audience.begin()
+        for number, count in enumerate(counts):
+            audience.tally.count(np.full(count, number), 8 + np.arange(count))
+        clock.now_ns += 3 * SECOND_NS
+        window = audience.end()
+    assert (window.delivered, window.skipped) == (sum(counts), skipped)
+    assert window.expected == sum(counts) + skipped
+    assert window.loss == pytest.approx(skipped / window.expected)
+
+
+def test_where_nobody_talks_nothing_is_expected(clock: Clock) -> None:
+    with (
+        closing(Server(clock)) as server,
+        closing(Quiet(server.link)) as audience,
+    ):
+        audience.begin()
+        clock.now_ns += 3 * SECOND_NS
+        assert audience.end().skipped == 0
+
+
+@pytest.mark.parametrize(("packet_ms", "due"), [(20, 148), (40, 73), (60, 48)])
+def test_a_crowd_gets_fewer_datagrams(clock: Clock, packet_ms: int, due: int) -> None:
+    with (
+        closing(Server(clock)) as server,
+        closing(Audience(server.link, listeners=2, speech=[], packet_ms=packet_ms)) as audience,
+    ):
+        audience.talk()
+        audience.begin()
+        clock.now_ns += 3 * SECOND_NS
+        assert audience.end().expected == 2 * due
