@@ -1,8 +1,8 @@
 """Programs under measurement, and the cores they have.
 
 Load on the same core falsifies every figure, so what is measured has a core for itself and whoever
-measures has another one.  Both run before other programs where the system permits: a generator that
-has to wait counts its own delays as the server's.
+measures has another one.  Both run before other programs where the system permits, but for some
+(`ordinary`, below): a generator that has to wait counts its own delays as the server's.
 """
 
 import contextlib
@@ -108,17 +108,22 @@ class Process:
         core: int | None,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
+        ordinary: bool = False,
     ) -> None:
         """Starts it; it ends, at the latest, with the stack, or with this thread.  core: of
-        cores(); None: any.  Raises ProcessError if it cannot be started."""
+        cores(); None: any.  ordinary: it has no real-time priority, even if this process has, but
+        comes before others that have none: the kernel takes 5 % of each second from a program with
+        such priority that fills its core, and one that does not know (ours does, net/priority.py)
+        would lose packets then.  Raises ProcessError if it cannot be started."""
         self.name = " ".join((Path(command[0]).name, *command[1:3]))
         if shutil.which(command[0]) is None:
             raise ProcessError(f"{self.name} cannot be started: there is no such program")
         self._errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack is its context)
+        tie = (str(os.getpid()), "ordinary" if ordinary else "inherited")
         try:
             with _on(core):
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(TIED), str(os.getpid()), *command],
+                    [sys.executable, "-I", "-S", str(TIED), *tie, *command],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=self._errors,

@@ -256,7 +256,12 @@ class _Session:
         command += ["--port", str(self._server[1]), "--numchannels", str(MOST_CLIENTS)]
         stack.enter_context(pinned(own))
         self._process = Process(
-            stack, command, core=core, cwd=Path(folder), env=_environment(folder)
+            stack,
+            command,
+            core=core,
+            cwd=Path(folder),
+            env=_environment(folder),
+            ordinary=True,
         )
         self._clients = [_Client(one) for one in said]
         self._addresses = Addresses(stack, len(said))

@@ -225,7 +225,8 @@ def _start(stack: ExitStack, core: int | None) -> tuple[Process, Control, str]:
         }
         for name, text in CONFIGURATION.items():
             (folder / name).write_text(text.format(**values))
-        server = Process(stack, ["janus", "--configs-folder", str(folder)], core=core)
+        command = ["janus", "--configs-folder", str(folder)]
+        server = Process(stack, command, core=core, ordinary=True)
         connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         control = Control(connection)
         until_s = time.monotonic() + START_S

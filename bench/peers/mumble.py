@@ -369,7 +369,7 @@ class _Room:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         stack.enter_context(pinned(own))
         command = [program, "-fg", "-ini", str(settings)]
-        self._process = Process(stack, command, core=core, cwd=Path(folder))
+        self._process = Process(stack, command, core=core, cwd=Path(folder), ordinary=True)
         self._await_server()
         self._addresses = Addresses(stack, listeners + talkers)
         self._join(stack, listeners, talkers)

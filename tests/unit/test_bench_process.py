@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.process import Process, ProcessError
+from bench.process import Process, ProcessError, pinned
 
 PATIENCE_MS = 20_000
 
@@ -63,6 +63,20 @@ def test_a_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         os.kill(child, 0)
         parent.send_signal(signal.SIGKILL)
         assert read(pipe) == b""
+
+
+@pytest.mark.parametrize("ordinary", [False, True])
+def test_a_child_comes_before_other_programs_unless_it_is_to_be_ordinary(ordinary: bool) -> None:
+    code = "import os; print(os.sched_getscheduler(0), os.nice(0))"
+    command = [sys.executable, "-c", code]
+    with ExitStack() as stack:
+        stack.enter_context(pinned(None))
+        own = os.sched_getscheduler(0)  # SCHED_RR, where that is permitted
+        child = Process(stack, command, core=None, ordinary=ordinary)
+        policy, nice = map(int, child.line(20).split())
+        assert policy == (os.SCHED_OTHER if ordinary else own)
+        assert nice in ((-20, os.nice(0)) if ordinary else (os.nice(0),))  # if permitted
+        assert os.sched_getscheduler(0) == own, "who measures does not change"
 
 
 def test_a_program_that_is_not_there_is_said_to_be_missing() -> None:
