@@ -10,6 +10,7 @@ CLOSE_ENOUGH = 0.05
 STEP = 1.5
 TRIES = 12
 TRY_S = 3.0  # how long one of them measures
+ATTEMPTS = 2  # a number has failed if it fails so often: the machine may have stalled once
 
 Figures = dict[str, Any]
 
@@ -54,8 +55,8 @@ def trouble_in(figures: Figures) -> str:
 
 
 def find(measure: Callable[[int], Figures], start: int, most: int, what: str) -> Figures:
-    """Searches with runs of measure(count), which may raise AudienceError; one in which the
-    generator did not keep up is repeated once.  what: that is counted, in a word.
+    """Searches with runs of measure(count), which may raise AudienceError; one that fails, for
+    whatever reason, is repeated once.  what: that is counted, in a word.
 
     -> the figures of the largest number, with `tries`, and with `limit`: what went wrong with the
     next larger one.  Raises AudienceError if even one is too many."""
@@ -64,17 +65,17 @@ def find(measure: Callable[[int], Figures], start: int, most: int, what: str) ->
 
     def trouble_with(count: int) -> str:
         nonlocal tries
-        try:
-            for _ in range(2):
-                tries += 1
+        for _ in range(ATTEMPTS):
+            tries += 1
+            try:
                 figures = measure(count)
-                if figures["valid"]:
-                    break
-        except AudienceError as error:
-            return f"{count} {what}: {error}"
-        carried[count] = figures
-        trouble = trouble_in(figures)
-        return trouble and f"{count} {what}: {trouble}"
+            except AudienceError as error:
+                trouble = str(error)
+                continue
+            if not (trouble := trouble_in(figures)):
+                carried[count] = figures
+                return ""
+        return f"{count} {what}: {trouble}"
 
     try:
         best, limit = search(trouble_with, start, most)

@@ -49,7 +49,7 @@ from bench.peers import janus
 from bench.peers.jamulus import MOST_CLIENTS, Jamulus
 from bench.peers.mumble import Mumble
 from bench.process import ProcessError, without_collector
-from bench.search import TRY_S, UnmeasurableError, search, trouble_in
+from bench.search import ATTEMPTS, TRY_S, UnmeasurableError, search, trouble_in
 from bench.show import json_option
 from bench.speech import encode_speech
 from spaces_client.audio import AudioError
@@ -203,11 +203,11 @@ def _measure(
 
     def attempt(listeners: int, seconds: float = TRY_S) -> tuple[Figures | None, str]:
         say(f"{peer.name}, {talkers} talking: {listeners} listeners")
-        figures, trouble = _attempt(peer, listeners, talkers, seconds, speech())
-        if figures is not None and not figures["valid"]:
-            # The generator was disturbed, perhaps only this time.
+        for _ in range(ATTEMPTS):
             figures, trouble = _attempt(peer, listeners, talkers, seconds, speech())
-        say(f"    {trouble or 'carried'}")
+            say(f"    {trouble or 'carried'}")
+            if not trouble:
+                break
         return figures, trouble
 
     if not find:

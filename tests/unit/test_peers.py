@@ -3,11 +3,13 @@
 import json
 import socket
 import time
+from collections import Counter
 from contextlib import ExitStack
 
 import pytest
 from click.testing import CliRunner
 
+from bench.audience import AudienceError
 from bench.peers.addresses import Addresses, rows
 from bench.peers.run import (
     KEYS,
@@ -20,16 +22,18 @@ from bench.peers.run import (
     command,
     measure,
 )
-from bench.search import CLOSE_ENOUGH, TRIES, TRY_S, UnmeasurableError, search
+from bench.search import ATTEMPTS, CLOSE_ENOUGH, TRIES, TRY_S, UnmeasurableError, find, search
 
 
 class Pretended:
-    """A server that carries so many, and fewer when it takes longer."""
+    """A server that carries so many, and fewer when it takes longer.  stalls: whether something
+    is lost when a number of listeners is tried for the first time."""
 
-    def __init__(self, name: str, short: int, long: int) -> None:
+    def __init__(self, name: str, short: int, long: int, *, stalls: bool = False) -> None:
         self.name = name
         self.long_tries: list[int] = []
-        self._short, self._long = short, long
+        self._short, self._long, self._stalls = short, long, stalls
+        self._tried: set[tuple[int, float]] = set()
 
     def missing(self) -> None:
         return None
@@ -39,7 +43,9 @@ class Pretended:
         if seconds > TRY_S:
             most = self._long
             self.long_tries.append(listeners)
-        loss = 0.0 if listeners <= most else 0.02
+        stalled = self._stalls and (listeners, seconds) not in self._tried
+        self._tried.add((listeners, seconds))
+        loss = 0.02 if listeners > most or stalled else 0.0
         who = {"peer": self.name, "talkers": talkers, "listeners": listeners}
         return {**who, "loss": loss, "valid": True, "reason": ""}
 
@@ -65,6 +71,24 @@ def test_the_search_finds_the_largest_audience_that_is_carried(limit: int) -> No
     assert len(tried) == len(set(tried)) <= TRIES
 
 
+def test_a_number_that_fails_once_is_tried_again() -> None:
+    tried: Counter[int] = Counter()
+
+    def measure(count: int) -> Figures:
+        tried[count] += 1
+        if tried[count] == 1 and count % 3 == 0:
+            raise AudienceError("the server does not answer")
+        stalls = tried[count] == 1 and count % 3 == 1
+        return {"count": count, "loss": 0.02 * (stalls or count > 500), "valid": True, "reason": ""}
+
+    figures = find(measure, 100, 1_000, "listeners")
+    assert 500 / (1 + CLOSE_ENOUGH) <= figures["count"] <= 500
+    assert figures["loss"] == 0
+    assert figures["limit"].endswith("listeners: 2.00% lost")
+    assert set(tried.values()) == {1, ATTEMPTS}
+    assert figures["tries"] == tried.total()
+
+
 def test_the_search_stops_at_the_room_there_is_and_says_so() -> None:
     assert search(lambda listeners: "", 100, 149) == (
         149,
@@ -87,6 +111,12 @@ def test_a_row_has_what_was_carried_for_all_of_its_seconds(
     assert 86 <= row["listeners"] <= 90
     assert row["stopped_by"] == f"{other.long_tries[-2]} listeners: 2.00% lost"
     assert row["times_fewer"] == ours_row["listeners"] / row["listeners"]
+
+
+def test_a_stall_makes_no_server_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    (calm,) = measured(monkeypatch, Pretended("peer", 100, 100))
+    (stalled,) = measured(monkeypatch, Pretended("peer", 100, 100, stalls=True))
+    assert stalled == calm
 
 
 def test_a_server_that_carries_nobody_for_long_has_an_invalid_row(
