@@ -85,9 +85,9 @@ def asked(report: Figures) -> Iterator[Asked]:
     for peer, talkers, sign, times in (
         ("mumble", 1, ">=", 3),
         ("mumble", 4, ">=", 9),
-        ("janus-srtp", 1, ">=", 4),
-        ("janus-forward", 1, ">", 1),
-        ("janus-audiobridge", 1, ">=", 40),
+        *(("janus-srtp", talkers, ">=", 4) for talkers in (1, 4)),
+        *(("janus-forward", talkers, ">", 1) for talkers in (1, 4)),
+        *(("janus-audiobridge", talkers, ">=", 40) for talkers in (1, 4)),
     ):
         what = f"listeners a core, times those of {peer}: {talkers} talking"
         row = beside(peer, talkers)
@@ -108,7 +108,11 @@ def asked(report: Figures) -> Iterator[Asked]:
     yield Asked("13 talk, 500 listen: encodes a tick", stage, "encodes_per_tick", "<=", 14)
     yield Asked("13 talk, 500 listen: tick lateness p99", stage, late, "<", 5, "ms")
     quick = report["quick"]  # so few say nothing about as many as are asked for
-    silent = nothing("not part of a quick run") if quick else report["silent"]
+    too_little = nothing("not part of a quick run")
+    tick = too_little if quick else report["tick"]
+    what = "the playout buffer's work for one source, at each tick"
+    yield Asked(what, tick, "phases buffer median_us", "<=", 60, "µs")
+    silent = too_little if quick else report["silent"]
     what = f"{spaces.SILENT_SPACES:,} silent spaces of {spaces.PEOPLE}"
     yield Asked(f"{what}: encodes", silent, "encodes", "<=", 0)
     yield Asked(f"{what}: audio packets", silent, "audio_packets", "<=", 0)

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import report
-from bench.asked import Asked
+from bench.asked import Asked, asked
 from bench.markdown import markdown
 from bench.peers.run import KEYS
 from bench.process import pinned
@@ -193,6 +193,26 @@ def test_asked(figures: dict[str, Any], met: bool | None, measured: float | None
     row = Asked("loss", figures, "loss", "<", 0.1, "%", 100).row()
     assert (row["met"], row["measured"]) == (met, measured)
     assert row["reason"] == figures.get("reason", "")
+
+
+def test_what_is_asked_beside_other_servers_and_of_a_phase() -> None:
+    figures = report.measure((), 1.0, quick=False, say=print)
+    others = {"mumble": (3, 9), "janus-srtp": (4, 4), "janus-audiobridge": (40, 40)}
+    others["janus-forward"] = (1.01, 1.01)
+    rows = [
+        {"peer": peer, "talkers": talkers, "valid": True, "reason": ""}
+        | {"times_fewer": enough, "times_fewer_in_crowd": enough / 2}
+        for peer, limits in others.items()
+        for talkers, enough in zip((1, 4), limits, strict=True)
+    ]
+    figures |= {"peers": {"rows": rows}, "tick": {"phases": {"buffer": {"median_us": 61.0}}}}
+    measured = [row for row in map(Asked.row, asked(figures)) if row["measured"] is not None]
+    beside = [row for row in measured if row["what"].startswith("listeners a core")]
+    assert [row["met"] for row in beside] == [True, False] * 8
+    (buffer,) = [row for row in measured if row not in beside]
+    assert (buffer["what"].split(",")[0], buffer["limit"], buffer["met"]) == (
+        *("the playout buffer's work for one source", 60, False),
+    )
 
 
 def test_a_measurement_leaves_the_process_as_it_was() -> None:
