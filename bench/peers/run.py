@@ -21,8 +21,8 @@ Keys of a row, all of them in every row (null where there is no such figure):
     server_cpu              share of its core
     delay_ms                from a talker's packet to the first listener's that carries it (median)
     times_fewer             our listeners by this server's, both in packets of 20 ms
-    times_fewer_in_crowd    the same with ours as it runs by default, where many listen: a crowd,
-                            whose listeners get 60 ms in one datagram (row `spaces-crowd`)
+    times_fewer_in_crowd    the same with ours as a crowd, whose listeners get 60 ms in one datagram
+                            (row `spaces-crowd`); by default so in spaces of more than 1,000
     generator_busy, generator_lateness_ms   share of its core; its own packets' p99
     valid, reason           false where the generator, not the server, was the limit, or no audience
                             was carried for all of `seconds`, and why
