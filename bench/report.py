@@ -28,6 +28,7 @@ from bench.markdown import markdown
 from bench.peers import run as peers
 from bench.process import pinned
 from bench.search import TRY_S
+from bench.show import json_option
 from spaces_server import AGENT
 
 Say = Callable[[str], None]
@@ -228,7 +229,8 @@ def _before(folder: Path) -> Figures | None:
 @click.option(
     "--output",
     "folder",
-    required=True,
+    default="results",
+    show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for report.json, report.md and the plots.",
 )
@@ -246,15 +248,21 @@ def _before(folder: Path) -> Figures | None:
     "parts",
     multiple=True,
     type=click.Choice(PARTS),
-    help="Only this; may be given several times. What else DIRECTORY has of this machine is kept.",
+    help="Only this; may be given several times. What else the folder has of this machine is kept.",
 )
+@json_option
 def command(
-    folder: Path, quick: bool, with_peers: bool, seconds: float | None, parts: tuple[str, ...]
+    folder: Path,
+    quick: bool,
+    with_peers: bool,
+    seconds: float | None,
+    parts: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """All of it in one run, as JSON, as Markdown, and as plots.
 
     \b
-    spaces-bench report --output bench/results
+    spaces-bench report
     spaces-bench report --output bench/results --part joins
     spaces-bench report --output /tmp/results --quick --no-peers
     """
@@ -273,4 +281,4 @@ def command(
         write(report, folder)
     except OSError as error:
         raise click.ClickException(f"the report cannot be written: {error}") from error
-    click.echo(folder / "report.md")
+    click.echo(json.dumps(report) if as_json else folder / "report.md")

@@ -126,6 +126,24 @@ def test_parts_of_an_earlier_run_are_kept_if_it_is_of_this_machine() -> None:
     assert elsewhere["silent"] == {"valid": False, "reason": "not part of this run"}
 
 
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_without_a_folder_it_is_written_into_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    figures = report.measure((), 1.0, quick=False, say=print)
+    monkeypatch.setattr(report, "measure", lambda *_, **__: figures)
+    done = CliRunner().invoke(report.command, options)
+    assert done.exit_code == 0, done.output
+    report_there = json.loads((tmp_path / "results" / "report.json").read_text())
+    assert report_there["asked"] == figures["asked"]
+    assert (tmp_path / "results" / "report.md").exists()
+    if options:
+        assert json.loads(done.stdout) == report_there
+    else:
+        assert done.stdout == "results/report.md\n"
+
+
 def test_what_is_no_report_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("{")
     done = CliRunner().invoke(report.command, ["--output", str(tmp_path), "--part", "tick"])
