@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.peers.run import FLOOR, OURS, OURS_IN_CROWD
+from bench.search import MAX_LOSS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,13 +111,15 @@ def _plain_numbers(axis: "Axis") -> None:
 
 
 def _largest(report: Figures) -> list[Figures]:
-    """Of each peer the row with one talker, if it could be measured."""
+    """Of each peer the row with one talker, if those listeners were carried: its place in the
+    plot says so."""
     return [
         row
         for row in report["peers"].get("rows", ())
         if row["peer"] not in (OURS, OURS_IN_CROWD, FLOOR)
         and row["talkers"] == 1
-        and row["server_cpu"]
+        and row["valid"]
+        and row["loss"] < MAX_LOSS
     ]
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bench import report
+from bench import plots, report
 from bench.asked import Asked, asked
 from bench.markdown import markdown
-from bench.peers.run import KEYS
+from bench.peers.run import KEYS, OURS
 from bench.process import pinned
 
 PNG = b"\x89PNG"
@@ -142,6 +142,20 @@ def test_without_a_folder_it_is_written_into_results(
         assert json.loads(done.stdout) == report_there
     else:
         assert done.stdout == "results/report.md\n"
+
+
+def test_the_plot_of_cpu_has_only_peers_whose_listeners_were_carried() -> None:
+    carried = dict.fromkeys(KEYS) | {"talkers": 1, "valid": True, "loss": 0.004}
+    rows = [
+        carried | {"peer": "mumble"},
+        carried | {"peer": "mumble", "talkers": 4},
+        carried | {"peer": "jamulus", "valid": False, "reason": "the generator was busy"},
+        carried | {"peer": "janus-srtp", "loss": 0.02},  # with --quick nothing is searched
+        dict.fromkeys(KEYS) | {"peer": "janus-forward", "talkers": 1, "valid": False},
+        carried | {"peer": OURS},
+    ]
+    assert plots._largest({"peers": {"rows": rows}}) == rows[:1]
+    assert plots._largest({"peers": {"valid": False, "reason": "not part of this run"}}) == []
 
 
 def test_what_is_no_report_is_not_written_over(tmp_path: Path) -> None:
