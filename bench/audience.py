@@ -71,7 +71,9 @@ class Window:
     is missing from what the time asks for each listener, whichever is more (the counters know of
     the others).  datagram_bytes: mean size.  sampled_frames, sampled_failures: of all samples
     together.
-    generator_busy: share of the time that was not just waiting for the next look at the sockets.
+    generator_busy: share of the time in which it did not rest until the next look at the sockets.
+    That is its CPU time and what was taken from it meanwhile, by other programs or a hypervisor:
+    one that cannot rest any more is the bottleneck, whoever had its core.
     generator_lateness_ms: of the talkers' packets; p50, p99, max.
     """
 

@@ -56,7 +56,8 @@ def measure(
     encodes_per_tick                         likewise
     rss_bytes_per_listener                   by what its memory had grown when all were in
     sampled_frames                           of 20 ms, opened and decoded by a few listeners
-    generator_cpu                            share of its core that the generator needed
+    generator_cpu                            share of the time in which the generator did not rest:
+                                             its CPU time, and what was taken from it meanwhile
     generator_lateness_ms {p50, p99, max}    how late the talkers' own packets went out
     valid, reason                            whether the generator kept up; if not, why not
 

@@ -23,7 +23,8 @@ Keys of a row, all of them in every row (null where there is no such figure):
     times_fewer             our listeners by this server's, both in packets of 20 ms
     times_fewer_in_crowd    the same with ours as a crowd, whose listeners get 60 ms in one datagram
                             (row `spaces-crowd`); by default so in spaces of more than 1,000
-    generator_busy, generator_lateness_ms   share of its core; its own packets' p99
+    generator_busy, generator_lateness_ms   share of the time in which it did not rest; its own
+                            packets' p99
     valid, reason           false where the generator, not the server, was the limit, or no audience
                             was carried for all of `seconds`, and why
 """

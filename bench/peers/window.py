@@ -23,8 +23,9 @@ WARM_UP_S = 1.0
 class Window:
     """How long was measured, what it cost the server, and how the generator was.
 
-    busy: share of the time.  late_ms: its own packets, p99.  dropped: datagrams, by the kernel,
-    where the generator did not take them soon enough.
+    busy: share of the time in which it did not rest, as in bench/audience.py.  late_ms: its own
+    packets, p99.  dropped: datagrams, by the kernel, where the generator did not take them soon
+    enough.
     """
 
     seconds: float

@@ -263,6 +263,19 @@ def test_who_is_sent_too_little_for_the_time_has_lost_it(
     assert window.loss == pytest.approx(skipped / window.expected)
 
 
+def test_whatever_keeps_it_from_resting_makes_it_busy(clock: Clock) -> None:
+    with (
+        closing(Server(clock)) as server,
+        closing(Quiet(server.link)) as audience,
+    ):
+        audience.begin()
+        audience.run(1.5)
+        clock.now_ns += SECOND_NS // 2  # it has work, or something else has its core
+        window = audience.end()
+    assert window.seconds == pytest.approx(2)
+    assert window.generator_busy == pytest.approx(0.25)
+
+
 def test_where_nobody_talks_nothing_is_expected(clock: Clock) -> None:
     with (
         closing(Server(clock)) as server,
