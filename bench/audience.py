@@ -33,7 +33,9 @@ from bench.speech import Talk
 from protocol import frames
 from protocol.connection import KEEPALIVE_NS, MS, Media
 from protocol.link import Link
-from protocol.packets import Kind
+from protocol.packets import DownlinkAudio, Kind, UplinkAudio
+from spaces_client.crowd import Delays
+from spaces_client.events import Heard
 
 SAMPLES = 8
 UNDER_WAY = 32  # handshakes at once: the server asks for no cookie yet
@@ -70,7 +72,8 @@ class Window:
     which came.  skipped: those of `expected` that it did not even make, as the samples saw, or as
     is missing from what the time asks for each listener, whichever is more (the counters know of
     the others).  datagram_bytes: mean size.  sampled_frames, sampled_failures: of all samples
-    together.
+    together.  delay_ms: median, from a talker's packet to the first that carries it, of those that
+    came to samples; None if none did.
     generator_busy: share of the time in which it did not rest until the next look at the sockets.
     That is its CPU time and what was taken from it meanwhile, by other programs or a hypervisor:
     one that cannot rest any more is the bottleneck, whoever had its core.
@@ -86,6 +89,7 @@ class Window:
     datagram_bytes: int
     sampled_frames: int
     sampled_failures: int
+    delay_ms: float | None
     lost_sessions: int
     generator_busy: float
     generator_lateness_ms: dict[str, float]
@@ -135,7 +139,9 @@ class Audience(Clients[Member]):
         self.tally = Tally(everyone)  # of media datagrams, by their counters
         self._packet_ms = packet_ms
         self._on_stage: list[Member] = []
-        self._samples = [Sample() for _ in range(min(SAMPLES, listeners))]
+        self._delays = Delays()
+        self._seats: list[int] = []  # of the talkers whose packets' way is watched
+        self._samples = [Sample(self._carried) for _ in range(min(SAMPLES, listeners))]
         self._talks = [Talk(packets) for packets in speech]
         self._inside = 0  # how many listeners have joined
         self._refusals: Counter[str] = Counter()
@@ -158,7 +164,7 @@ class Audience(Clients[Member]):
         """The first talker opens the space.  Raises AudienceError."""
         host = self._speaker()
         self.ask(host, frames.Open, time.monotonic_ns(), title="a measurement")
-        self.space = self._reply(host, frames.Joined).space
+        self.space = self._sit(host).space
 
     def gather(self) -> None:
         """All others come in, as fast as the server takes them.  Raises AudienceError."""
@@ -168,7 +174,7 @@ class Audience(Clients[Member]):
         while len(self._on_stage) < len(self._talks):
             talker = self._speaker()
             self.ask(talker, frames.Join, time.monotonic_ns(), space=self.space, invite=invite)
-            self._reply(talker, frames.Joined)
+            self._sit(talker)
         begun, seen, since_ns = 0, 0, time.monotonic_ns()
         while self._inside < self.listeners:
             while begun < min(self.listeners, self._inside + UNDER_WAY):
@@ -191,6 +197,13 @@ class Audience(Clients[Member]):
         self.ask(member, frames.Register, now_ns, handle=f"talker_{number}", name="talker")
         self._reply(member, frames.AccountReply)
         return member
+
+    def _sit(self, talker: Member) -> frames.Joined:
+        """A talker is in."""
+        joined = self._reply(talker, frames.Joined)
+        assert isinstance(joined.you.seat, int)
+        self._seats.append(joined.you.seat)
+        return joined
 
     def _begin(self, number: int) -> Member:
         """A newcomer's HELLO.  A listener then goes all the way to `joined` by itself."""
@@ -286,7 +299,11 @@ class Audience(Clients[Member]):
             number = self._said % talkers
             member = self._on_stage[number]
             assert member.connection is not None
-            datagram = member.connection.send_media(Kind.AUDIO, self._talks[number].next())
+            plaintext = self._talks[number].next()
+            datagram = member.connection.send_media(Kind.AUDIO, plaintext)
+            if self._seats:
+                packet = UplinkAudio.unpack(plaintext)
+                self._delays.sent(self._seats[number], packet, time.monotonic_ns())
             self._send(member, datagram)
             self._said += 1
             now_ns = time.monotonic_ns()
@@ -316,6 +333,9 @@ class Audience(Clients[Member]):
             if isinstance(event, Media):
                 self._samples[number].hear(event, now_ns)
 
+    def _carried(self, audio: DownlinkAudio, now_ns: int) -> None:
+        self._delays.heard(Heard(audio), now_ns)
+
     def _look(self, now_ns: int) -> None:
         """Who hears something, and who has stopped hearing?"""
         newest = self.tally.newest
@@ -342,6 +362,7 @@ class Audience(Clients[Member]):
         for sample in self._samples:
             sample.begin()
         self._late_ns.clear()
+        self._delays.delays_ms.clear()
         self._idle_ns = self._media_bytes = 0
         self._window = (time.monotonic_ns(), dropped_by_kernel(self.sockets), self._lost)
 
@@ -351,6 +372,7 @@ class Audience(Clients[Member]):
         since_ns, dropped, lost = self._window
         for sample in self._samples:
             sample.end(now_ns, self._packet_ms)
+        delays_ms = self._delays.delays_ms
         heard = sum(sample.frames for sample in self._samples)
         skipped = sum(sample.skipped for sample in self._samples)
         by_listener = self.tally.expected_by_stream[: self.listeners]
@@ -370,6 +392,7 @@ class Audience(Clients[Member]):
             datagram_bytes=round(self._media_bytes / max(1, self.tally.delivered)),
             sampled_frames=heard,
             sampled_failures=sum(sample.failed for sample in self._samples),
+            delay_ms=round(float(np.median(delays_ms)), 3) if delays_ms else None,
             lost_sessions=self._lost - lost,
             generator_busy=max(0.0, 1 - self._idle_ns / (now_ns - since_ns)),
             generator_lateness_ms=percentiles(np.array(self._late_ns) / MS),

@@ -54,6 +54,8 @@ def measure(
                                              the server took
     tick_lateness_ms {p50, p99, max}         how late its ticks began, as it says itself
     encodes_per_tick                         likewise
+    delay_ms                                 median, from a talker's packet to the first that
+                                             carries it, of those that a few listeners got
     rss_bytes_per_listener                   by what its memory had grown when all were in
     sampled_frames                           of 20 ms, opened and decoded by a few listeners
     generator_cpu                            share of the time in which the generator did not rest:
@@ -105,6 +107,7 @@ def measure(
         "cpu_us_per_packet": round(cpu_us, 3),
         "floor_us_per_packet": round(floor.each_us, 3),
         "ratio_to_floor": round(cpu_us / floor.each_us, 3) if floor.each_us else None,
+        "delay_ms": window.delay_ms,
         "rss_bytes_per_listener": round((full_bytes - empty_bytes) / listeners),
         "valid": not reason,
         "reason": reason,

@@ -4,7 +4,7 @@ Clear headers tell how many datagrams there were for a listener, and how many of
 was in them, and whether the server left out a tick altogether, is seen only inside.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -20,8 +20,10 @@ class Sample:
     """frames: of 20 ms, decoded; skipped: those that the server never made, as the space's clock in
     the packets tells; failed: datagrams that did not hold what they should."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[DownlinkAudio, int], None]) -> None:
+        """heard: told of each frame, and when it came (monotonic, ns)."""
         self.frames = self.skipped = self.failed = 0
+        self._told = heard
         self._decoder = Decoder()
         self._pcm = np.zeros(BLOCK_SAMPLES, np.float32)
         self._timestamp: int | None = None  # of the newest frame
@@ -43,6 +45,7 @@ class Sample:
         try:
             for plaintext in audio_of(media):
                 audio = DownlinkAudio.unpack(plaintext)
+                self._told(audio, now_ns)
                 if follows and self._timestamp is not None:
                     step = (audio.timestamp - self._timestamp) % (1 << 32) // BLOCK_SAMPLES
                     self.skipped += max(0, step - 1)

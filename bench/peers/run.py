@@ -19,7 +19,8 @@ Keys of a row, all of them in every row (null where there is no such figure):
     cpu_us_per_listener_tick    the same for 20 ms of all that one listener gets: a relay sends
                             a packet for each talker then, Jamulus sends frames of 2.67 ms
     server_cpu              share of its core
-    delay_ms                from a talker's packet to the first listener's that carries it (median)
+    delay_ms                from a talker's packet to the first that carries it, of those that came
+                            to a few listeners (median)
     times_fewer             our listeners by this server's, both in packets of 20 ms
     times_fewer_in_crowd    the same with ours as a crowd, whose listeners get 60 ms in one datagram
                             (row `spaces-crowd`); by default so in spaces of more than 1,000

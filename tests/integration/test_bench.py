@@ -41,6 +41,7 @@ def test_capacity(talkers: int, packet_ms: int, seconds: int) -> None:
     assert figures["delivered"] + figures["skipped"] == figures["expected"]
     assert figures["duplicates"] == figures["reordered"] == 0
     assert figures["sampled_frames"] > 0
+    assert figures["delay_ms"] > 0
     # One class for the audience, and with two talkers each of them hears the other.
     assert figures["encodes_per_tick"] <= (1 if talkers == 1 else 3)
     assert figures["cpu_us_per_packet"] > 0
