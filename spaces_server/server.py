@@ -312,6 +312,7 @@ class Server:
             "datagrams_sent": net.sent,
             "datagrams_not_taken_by_kernel": net.send_short,
             "dropped": {**self.node.endpoint.dropped, **self.node.dropped},
+            "uplink": self.node.mixer.counted(),
             "store_waiting": self.node.ledger.waiting,
             "most_sessions": self._most_sessions,
             "cpu_s": usage.ru_utime + usage.ru_stime,

@@ -10,6 +10,7 @@ these ticks, for those of low delay alone, whose frames have 10 ms.
 A space in which nobody sounds is not looked at, once everybody has got what is gathered for them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from spaces_server.mixer.crowd import FRAME_MS, NO_CROWDS, Crowd
 from spaces_server.mixer.egress import Egress
 from spaces_server.mixer.loudness import Leveller
 from spaces_server.mixer.plan import MixClass, Plan
-from spaces_server.mixer.source import FRAME_SAMPLES, Source
+from spaces_server.mixer.source import COUNTED, FRAME_SAMPLES, Source
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -53,6 +54,7 @@ class SpaceMix:
         self.profile = profile
         self.sources: dict[int, Source] = {}  # member id -> source
         self._levellers: dict[int, Leveller] = {}  # of members who were on stage at least once
+        self._counted: Counter[str] = Counter()  # of sources that are gone
         self._active: tuple[int, ...] = ()
         self._shape = profile.shape(profile.frame_samples)
         self._planes = np.zeros((0, *self._shape), np.float32)
@@ -89,7 +91,7 @@ class SpaceMix:
                 self._forget(member)
 
     def _forget(self, member: int) -> None:
-        del self.sources[member]
+        self.sources.pop(member).count(self._counted)
         self.plan.forget_source(member)
 
     def receive(self, member: int, audio: UplinkAudio, now_ns: int) -> bool:
@@ -99,6 +101,12 @@ class SpaceMix:
             return False
         source.receive(audio, now_ns)
         return True
+
+    def count(self, into: Counter[str]) -> None:
+        """Adds what became of the packets of all who ever spoke here (source.COUNTED)."""
+        into.update(self._counted)
+        for source in self.sources.values():
+            source.count(into)
 
     @property
     def datagrams_a_tick(self) -> int:
@@ -169,6 +177,8 @@ class Mixer:
         self._new_encoder = new_encoder
         self._parallel_map = parallel_map
         self._crowd = crowd
+        self._mixes: dict[SpaceMix, None] = {}  # those that are open
+        self._counted: Counter[str] = Counter()  # of those that are closed
         # In order: the same run gives the same batches.
         self._awake: dict[SpaceMix, None] = {}
         self._hurried: dict[SpaceMix, None] = {}  # those with frames of 10 ms
@@ -187,10 +197,22 @@ class Mixer:
     def open(self, profile: Profile = VOICE) -> SpaceMix:
         """Whoever wants little delay is in no crowd."""
         crowd = self._crowd if profile.frame_samples == FRAME_SAMPLES else NO_CROWDS
-        return SpaceMix(partial(self._new_encoder, **profile.encoding), crowd, profile)
+        mix = SpaceMix(partial(self._new_encoder, **profile.encoding), crowd, profile)
+        self._mixes[mix] = None
+        return mix
 
     def close(self, mix: SpaceMix) -> None:
+        del self._mixes[mix]
+        mix.count(self._counted)
         self._awake_like(mix).pop(mix, None)
+
+    def counted(self) -> dict[str, int]:
+        """What became of the packets of all speakers since the start (source.COUNTED)."""
+        counted = Counter(dict.fromkeys(COUNTED, 0))
+        counted.update(self._counted)
+        for mix in self._mixes:
+            mix.count(counted)
+        return dict(counted)
 
     def _awake_like(self, mix: SpaceMix) -> dict[SpaceMix, None]:
         return self._awake if mix.profile.frame_samples == FRAME_SAMPLES else self._hurried

@@ -1,6 +1,7 @@
 """A source: one speaker, from their packets to a frame of samples at each tick."""
 
 import math
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,25 @@ from spaces_server.mixer.loudness import Leveller
 
 FRAME_SAMPLES = 960  # 20 ms at 48 kHz
 SILENT_LEVEL = 127
+# What is told of speakers' packets, all of them together: these counters of JitterStats.
+COUNTED = (
+    "accepted",
+    "late",
+    "duplicate",
+    "overflow",
+    "malformed",
+    "reset",
+    "corrupt",
+    "dropped",
+    "decoded",
+    "recovered_fec",
+    "recovered_copy",
+    "concealed_samples",
+    "skipped_samples",
+    "shortened_samples",
+    "lengthened_samples",
+    "talkspurts",
+)
 _CUT_SAMPLES = 240  # 5 ms: short enough to be gone at once, long enough not to click
 _CUT = np.linspace(1, 0, _CUT_SAMPLES, dtype=np.float32)
 
@@ -49,6 +69,11 @@ class Source:
 
     def receive(self, audio: UplinkAudio, now_ns: int) -> None:
         self._playout.take(audio, now_ns)
+
+    def count(self, into: Counter[str]) -> None:
+        """Adds what became of this speaker's packets, under the names of COUNTED."""
+        for name in COUNTED:
+            into[name] += getattr(self.stats, name)
 
     @property
     def late_ns(self) -> int:

@@ -46,3 +46,4 @@ async def test_the_load_follows_the_talk_and_a_full_server_says_so(tmp_path: Pat
             assert refusal.value.retry_ms > 0
             figures = json.loads(json.dumps(server.stats()))
             assert (figures["refused_joins"], figures["capacity"]) == (1, 1)
+            assert figures["uplink"]["accepted"] > 0

@@ -3,12 +3,14 @@
 import re
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from protocol.connection import MS
+from protocol.jitter import JitterStats
 from protocol.opus import Decoder, Encoder
 from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio
 from protocol.playout import Playout
@@ -16,7 +18,7 @@ from spaces_server.mixer.egress import Egress
 from spaces_server.mixer.limiter import LIMIT, LOOK_AHEAD_SAMPLES
 from spaces_server.mixer.loudness import Leveller
 from spaces_server.mixer.mixer import Mixer, SpaceMix
-from spaces_server.mixer.source import FRAME_SAMPLES, SILENT_LEVEL, level_dbov
+from spaces_server.mixer.source import COUNTED, FRAME_SAMPLES, SILENT_LEVEL, level_dbov
 from tests.unit.test_egress import Pair, deliver, pair
 
 Samples = NDArray[np.float32]
@@ -412,6 +414,43 @@ def test_spaces_are_apart() -> None:
     rig.say(0)
     rig.mixer.tick(rig.timestamp, rig.now_ns)
     assert set(deliver(rig.egress.seal(), everybody)) == {rig.pairs[1].address}
+
+
+# -- what became of their packets -----------------------------------------------------------------
+
+
+def test_what_became_of_all_packets_is_counted_for_good() -> None:
+    rig = Rig(2, 1)
+    other = rig.mixer.open()
+    other.add_source(0, 0)
+    rig.ticks(10, 0, 1)
+    rig.mixer.receive(other, 0, UplinkAudio(0, 0, bytes((3,))), rig.now_ns)  # no count of frames
+    rig.mixer.receive(rig.mix, 1, rig.voices[1].packet(), rig.now_ns)
+    stale = UplinkAudio(0, 0, rig.voices[0].encoder.encode(tone(300, 0)))
+    rig.mixer.receive(rig.mix, 0, stale, rig.now_ns)
+    there = rig.mixer.counted()
+    assert set(there) == set(COUNTED)
+    assert (there["accepted"], there["malformed"]) == (21, 1)
+    assert there["late"] + there["duplicate"] == 1
+    rig.mix.remove_source(0)  # one leaves the stage, one the space, and the other space ends
+    rig.mix.remove_source(1)
+    rig.mix.remove_member(1)
+    rig.mixer.close(other)
+    rig.finish()
+    assert not rig.mix.sources
+    gone = rig.mixer.counted()
+    assert all(gone[name] >= there[name] for name in COUNTED)
+    assert (gone["accepted"], gone["malformed"]) == (21, 1)
+    rig.mixer.close(rig.mix)
+    assert rig.mixer.counted() == gone
+
+
+def test_what_is_counted_are_counters_of_the_jitter_buffer_and_in_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (paragraph,) = re.findall(r"^`uplink` in `--stats` .*?\n\n", readme, re.M | re.S)
+    for name in COUNTED:
+        assert getattr(JitterStats(), name) == 0
+        assert f"`{name}`" in paragraph
 
 
 # -- being muted, taken down or gone --------------------------------------------------------------
