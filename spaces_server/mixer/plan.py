@@ -5,7 +5,8 @@ same recipe share a *mix class*, and a class is encoded once.  Most members have
 own (the audience: every source at 1); a speaker has 0 at themselves; a block or a volume is
 another number.  So a plan is rebuilt from the few members who have numbers of their own for a
 source that sounds, and only when something changes.  Somebody more or less in the audience changes
-nothing but its rows.
+nothing but its rows.  Those who differ from the audience in their rate alone stay together as well,
+one step a class: a thousand narrow paths cost a rebuild no more than one.
 
 Two rules keep the switch between classes inaudible.  A class that splits off *forks* the encoder
 and the limiter of the class it leaves, so its members' decoders notice nothing.  Members whose
@@ -17,8 +18,8 @@ none from before.  A member takes a turn when nothing is gathered for it, and ge
 tick until then; and what is gathered for those who leave a turn, or a class, is *owed* to them.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -45,6 +46,7 @@ QUIET_PEAK = 10 ** (-50 / 20)  # -50 dBFS: what changes below it is not heard
 
 Recipe = tuple[tuple[int, float], ...]  # (member id of a source, gain > 0), in the plan's order
 Hearing = tuple[Recipe, bool]  # and whether at half the rate
+_Group = tuple[dict["MixClass", set[int]], list[int]]  # who stay together, by class; the others
 Job = tuple[Kind, bytes, Rows]  # a datagram's kind and plaintext, and who gets it
 
 
@@ -56,7 +58,8 @@ class MixClass:
     the number of its tick.  newest: the last of them, unpacked.  history: its frame, and those
     before it.  live: a talkspurt is under way, so the members' decoders follow this encoder.
     bitrate: of the encoder, where no path is congested.  remedy: what it does about the members'
-    paths, but for the copies, which are a matter of turns.
+    paths, but for the copies, which are a matter of turns.  losses: how many of the members have
+    which loss in percent, where it is not 0.
     peak: of the last mix, as Limiter.limit gives it.  held_since_ns: since when another class has
     had the same recipe.
     """
@@ -65,6 +68,7 @@ class MixClass:
     bitrate: int
     recipe: Recipe = ()
     remedy: Remedy = NO_REMEDY
+    losses: Counter[int] = field(default_factory=Counter)
     rows: defaultdict[Turn, RowSet] = field(default_factory=lambda: defaultdict(RowSet))
     packets: tuple[tuple[int, bytes], ...] = ()
     newest: DownlinkAudio | None = None
@@ -93,6 +97,23 @@ class MixClass:
     @property
     def hears(self) -> Hearing:
         return self.recipe, self.remedy.half_rate
+
+    def add(self, hearer: "_Hearer") -> None:
+        self.rows[hearer.turn].add(hearer.row)
+        if hearer.remedy.expected_loss_percent:
+            self.losses[hearer.remedy.expected_loss_percent] += 1
+
+    def remove(self, hearer: "_Hearer") -> None:
+        self.rows[hearer.turn].remove(hearer.row)
+        if hearer.remedy.expected_loss_percent:
+            self.losses[hearer.remedy.expected_loss_percent] -= 1
+
+    def expect_losses(self) -> None:
+        """In-band FEC takes from all who share an encoder, so none of them must do without loss."""
+        percent = 0
+        if self.losses.total() == len(self):
+            percent = min((each for each, count in self.losses.items() if count), default=0)
+        self.follow(self.remedy._replace(expected_loss_percent=percent))
 
     def follow(self, remedy: Remedy) -> None:
         if remedy != self.remedy:
@@ -146,8 +167,10 @@ class Plan:
         self._hearers: dict[int, _Hearer] = {}
         self._on_stage = 0  # how many of them
         self._gains: dict[int, dict[int, float]] = {}  # hearer -> source -> gain, where not 1
-        self._troubled: set[int] = set()  # members for whose paths an encoder can do something
         self._class_of: dict[int, MixClass | None] = {}  # all who are not in the audience's
+        # Of those, by their class, whoever has no gain of their own: they stay together.
+        self._together: dict[MixClass, set[int]] = {}
+        self._unsettled: set[int] = set()  # members to be looked at one by one, beside _gains
         self._tick = -1  # the last that was given out
         self._waiting: dict[Turn, list[int]] = {}  # for their turn, members
         self._owed: dict[tuple[Turn, tuple[bytes, ...]], list[int]] = {}  # from before: to members
@@ -159,13 +182,14 @@ class Plan:
         self._follow_crowd()
 
     def remove_member(self, member: int) -> None:
+        self._unsettle(member)
+        self._unsettled.discard(member)
         hearer = self._hearers.pop(member)
         apart = member in self._class_of
         mix_class = self._class_of.pop(member, self._audience)
         if mix_class is not None:
-            mix_class.rows[hearer.turn].remove(hearer.row)
+            mix_class.remove(hearer)
         self._gains.pop(member, None)
-        self._troubled.discard(member)
         self._on_stage -= hearer.on_stage
         self.changed |= apart or not len(self._audience)
         self._follow_crowd()
@@ -182,13 +206,16 @@ class Plan:
         """What is done about the path to `member`: copies for them alone, half the rate in a class
         of those who need it, in-band FEC where all of a class lose much."""
         hearer = self._hearers[member]
+        mix_class = self._class_of.get(member, self._audience)
+        if mix_class is not None:
+            mix_class.remove(hearer)
         before, hearer.remedy = hearer.remedy, remedy
-        self.changed |= before.half_rate != remedy.half_rate
+        if mix_class is not None:
+            mix_class.add(hearer)
+        if before.half_rate != remedy.half_rate:
+            self._unsettle(member)
+            self.changed = True
         self.changed |= before.expected_loss_percent != remedy.expected_loss_percent
-        if remedy.half_rate or remedy.expected_loss_percent:
-            self._troubled.add(member)
-        else:
-            self._troubled.discard(member)
         self._take_turn(member, hearer)
 
     def set_gain(self, hearer: int, source: int, gain: float) -> None:
@@ -200,6 +227,7 @@ class Plan:
                 del self._gains[hearer]
         else:
             gains[source] = gain
+        self._unsettle(hearer)
         self.changed = True
 
     def forget_source(self, source: int) -> None:
@@ -210,39 +238,66 @@ class Plan:
         for hearer in [h for h, gains in self._gains.items() if source in gains]:
             self.set_gain(hearer, source, 1.0)
 
+    def _unsettle(self, member: int) -> None:
+        """What this member hears has changed: the next rebuild looks at them."""
+        self._part(member, self._class_of.get(member))
+        self._unsettled.add(member)
+
+    def _part(self, member: int, mix_class: MixClass | None) -> None:
+        """No more together with the others of that class."""
+        if mix_class is not None and mix_class in self._together:
+            self._together[mix_class].discard(member)
+            if not self._together[mix_class]:
+                del self._together[mix_class]
+
     # -- rebuilding -----------------------------------------------------------------------------
 
     def rebuild(self, active: Sequence[int], now_ns: int) -> None:
         """Plans for the sources that sound now, in the order of `active`."""
         self.changed = False
         everything: Recipe = tuple((source, 1.0) for source in active)
-        moved = self._buckets(everything)
+        buckets = self._buckets(everything)
         self._audience.recipe = everything
         taken = [self._audience]
-        for (hearing, before), members in moved:
-            mix_class = self._choose(hearing, before, taken) if hearing[0] else None
-            forked = before is not None and mix_class is not None and mix_class not in taken
-            if mix_class is not None and mix_class not in taken:
+        for (hearing, before), (together, members) in buckets:
+            if not hearing[0]:
+                for mix_class in together:  # as the audience, they stay where they are
+                    mix_class.recipe = ()
+                    mix_class.held_since_ns = None
+                self._together.update(together)
+                for member in members:
+                    self._move(member, None, forked=False)
+                continue
+            mix_class = self._choose(hearing, before, taken, next(iter(together), None))
+            forked = before is not None and mix_class not in taken
+            if mix_class not in taken:
                 mix_class.recipe = hearing[0]
                 mix_class.follow(mix_class.remedy._replace(half_rate=hearing[1]))
                 taken.append(mix_class)
-            for member in members:
+            if mix_class in together:
+                stay = together.pop(mix_class)
+                stay |= self._together.get(mix_class, set())  # who moved in already
+                self._together[mix_class] = stay
+            for member in (*members, *sorted(m for others in together.values() for m in others)):
                 self._move(member, mix_class, forked=forked)
         self.classes = [c for c in dict.fromkeys(taken) if c.recipe and len(c)]
         if not len(self._audience):
             self._audience.live = False
-        self._expect_losses()
+        for mix_class in self.classes:
+            mix_class.expect_losses()
         self._hold(now_ns)
 
-    def _buckets(
-        self, everything: Recipe
-    ) -> list[tuple[tuple[Hearing, MixClass | None], list[int]]]:
+    def _buckets(self, everything: Recipe) -> list[tuple[tuple[Hearing, MixClass | None], _Group]]:
         """All members who are to be, or were, outside the audience's class, by what they hear
         now and the live class they come from; the largest group of each class comes first."""
-        buckets: dict[tuple[Hearing, MixClass | None], list[int]] = {}
-        for member in sorted(self._gains.keys() | self._class_of.keys() | self._troubled):
-            if member not in self._hearers:
-                continue
+        buckets: defaultdict[tuple[Hearing, MixClass | None], _Group]
+        buckets = defaultdict(lambda: ({}, []))
+        for mix_class, together in self._together.items():
+            hearing = everything, mix_class.remedy.half_rate
+            buckets[hearing, mix_class if mix_class.live else None][0][mix_class] = together
+        self._together = {}
+        alone, self._unsettled = self._gains.keys() | self._unsettled, set()
+        for member in sorted(alone & self._hearers.keys()):
             gains = self._gains.get(member, {})
             recipe = tuple((s, g) for s, _ in everything if (g := gains.get(s, 1.0)) > 0.0)
             before = self._class_of.get(member, self._audience)
@@ -250,13 +305,23 @@ class Plan:
             if before is self._audience and recipe == everything and not half_rate:
                 continue
             live = before if before is not None and before.live else None
-            buckets.setdefault(((recipe, half_rate), live), []).append(member)
-        return sorted(buckets.items(), key=lambda item: -len(item[1]))
+            buckets[(recipe, half_rate), live][1].append(member)
 
-    def _choose(self, hearing: Hearing, before: MixClass | None, taken: list[MixClass]) -> MixClass:
+        def size(group: _Group) -> int:
+            return sum(map(len, group[0].values())) + len(group[1])
+
+        return sorted(buckets.items(), key=lambda item: -size(item[1]))
+
+    def _choose(
+        self,
+        hearing: Hearing,
+        before: MixClass | None,
+        taken: list[MixClass],
+        silent: MixClass | None,
+    ) -> MixClass:
         """The class for a group: its own if no larger group has it, a fork of it otherwise; a
         group that heard nothing joins whoever hears the same (the audience first), or starts
-        afresh.
+        afresh, in a class of those who were silent together if there is one.
 
         Paths become narrow one after the other, and wide again, in numbers.  So that this does not
         make as many classes, forks for the rate alone wait until none is held."""
@@ -264,7 +329,7 @@ class Plan:
             return before
         same = next((c for c in taken if c.hears == hearing and c.held_since_ns is None), None)
         if before is None:
-            return same or self._new_class()
+            return same or silent or self._new_class()
         other_rate = before.remedy.half_rate != hearing[1]
         if (
             same is not None
@@ -278,20 +343,15 @@ class Plan:
         encoder = self._new_encoder()
         return MixClass(encoder, encoder.bitrate, limiter=Limiter(self._channels))
 
-    def _expect_losses(self) -> None:
-        """In-band FEC takes from all who share an encoder, so none of them must do without loss."""
-        expected: defaultdict[MixClass | None, list[int]] = defaultdict(list)
-        for member in self._troubled:
-            mix_class = self._class_of.get(member, self._audience)
-            expected[mix_class].append(self._hearers[member].remedy.expected_loss_percent)
-        for mix_class in self.classes:
-            percents = expected[mix_class]
-            percent = min(percents) if percents and len(percents) == len(mix_class) else 0
-            mix_class.follow(mix_class.remedy._replace(expected_loss_percent=percent))
-
     def _move(self, member: int, to: MixClass | None, *, forked: bool) -> None:
         """forked: `to` goes on from the class that the member is in, with what was gathered."""
         before = self._class_of.get(member, self._audience)
+        self._part(member, before)
+        if to is not self._audience and not (member in self._gains or member in self._unsettled):
+            if to is None:
+                self._unsettled.add(member)
+            else:
+                self._together.setdefault(to, set()).add(member)
         if to is before:
             return
         hearer = self._hearers[member]
@@ -303,7 +363,7 @@ class Plan:
             self._class_of[member] = to
         if forked:
             assert to is not None
-            to.rows[hearer.turn].add(hearer.row)
+            to.add(hearer)
         else:
             self._enter(member, hearer, to)
 
@@ -317,7 +377,7 @@ class Plan:
             hearers = [self._hearers[m] for m in self._owed.pop(due) if m in self._hearers]
             rows = np.array([hearer.row for hearer in hearers], np.intp)
             jobs += [(*datagram, rows) for datagram in gather(due[1])]
-        for mix_class in dict.fromkeys((self._audience, *self.classes)):
+        for mix_class in self._all_classes:
             for turn, members in mix_class.rows.items():
                 if turn.at(tick) and len(members):
                     packets = mix_class.for_turn(turn, tick)
@@ -330,15 +390,20 @@ class Plan:
         return jobs
 
     @property
+    def _all_classes(self) -> Iterable[MixClass]:
+        """Those too that have members, and hear nothing now."""
+        return dict.fromkeys((self._audience, *self.classes, *self._together))
+
+    @property
     def gathered(self) -> bool:
         """Whether there may be something that has not been given out to everyone."""
-        return bool(self._owed) or bool(self._audience.after(self._tick - MAX_FRAMES + 1))
+        since = self._tick - MAX_FRAMES + 1
+        return bool(self._owed) or any(c.after(since) for c in (self._audience, *self._together))
 
     @property
     def datagrams_a_tick(self) -> int:
         """How many go out at a tick while somebody is heard; on average, of a crowd in turns."""
-        classes = dict.fromkeys((self._audience, *self.classes))
-        turns = [(turn, len(rows)) for c in classes for turn, rows in c.rows.items()]
+        turns = [(turn, len(rows)) for c in self._all_classes for turn, rows in c.rows.items()]
         return sum(-(-count // turn.frames) for turn, count in turns)
 
     def _follow_crowd(self) -> None:
@@ -372,13 +437,13 @@ class Plan:
         if mix_class.after(turn.latest(self._tick)):
             hearer.turn = EVERY_TICK
             self._waiting.setdefault(turn, []).append(member)
-        mix_class.rows[hearer.turn].add(hearer.row)
+        mix_class.add(hearer)
 
     def _leave(
         self, member: int, hearer: _Hearer, mix_class: MixClass, *, owed_at: Turn | None
     ) -> None:
         """owed_at: when what is gathered for the member goes out; None if it comes along."""
-        mix_class.rows[hearer.turn].remove(hearer.row)
+        mix_class.remove(hearer)
         gathered = mix_class.after(hearer.turn.latest(self._tick))
         if gathered and owed_at is not None:
             self._owed.setdefault((owed_at, gathered), []).append(member)
@@ -405,5 +470,8 @@ class Plan:
                 continue
             into = next(c for c in self.classes if c.hears == held.hears)
             self.classes.remove(held)
-            for member in [m for m, c in self._class_of.items() if c is held]:
+            alone = self._gains.keys() | self._unsettled
+            members = {m for m in alone if self._class_of.get(m) is held}
+            for member in sorted(members | self._together.get(held, set())):
                 self._move(member, into, forked=False)
+            into.expect_losses()

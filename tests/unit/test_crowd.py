@@ -489,6 +489,25 @@ def test_a_crowd_gets_the_same_packets_each_once(
                 assert made == [tick]
 
 
+@pytest.mark.parametrize("wide", [0, 2])
+def test_whoever_has_a_narrow_path_gets_every_packet_over_silences_too(wide: int) -> None:
+    rig = hall(4, Crowd(1_000, 60))
+    for member in range(1, 5 - wide):
+        rig.mix.plan.set_remedy(member, Remedy(half_rate=True))
+    for length in (7, 8, 9, 10):
+        rig.ticks(length, 0)
+        rig.finish(0)
+        rig.ticks(3)
+    for member in range(1, 5):
+        packets = [DownlinkAudio.unpack(packet) for packet in packets_of(rig.got[member])]
+        assert len(packets) == rig.mixer.stats.busy_ticks
+        made = [packet.timestamp for packet in packets]
+        assert made == sorted(set(made), key=lambda t: (t - START) % 2**32)
+        assert [p.flags for p in packets].count(AudioFlag.FIRST) == 4
+        assert [p.flags for p in packets].count(AudioFlag.LAST) == 4
+    assert rig.mixer.stats.encodes <= rig.mixer.stats.busy_ticks * 2
+
+
 # -- costs ----------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from protocol.connection import MS
 from protocol.opus import Encoder
 from protocol.redundancy import NO_REMEDY, Remedy
-from spaces_server.mixer.plan import HOLD_NS, QUIET_PEAK, MixClass, Plan, Recipe
+from spaces_server.mixer.plan import HOLD_NS, QUIET_PEAK, Hearing, MixClass, Plan, Recipe
 
 LOUD = 0.3
 FRAME = 960
@@ -217,6 +217,31 @@ def test_members_without_numbers_of_their_own_cost_nothing() -> None:
     assert costs[0] == costs[1]
 
 
+@pytest.mark.parametrize(
+    "remedy", [Remedy(half_rate=True), Remedy((1,), 10), Remedy(expected_loss_percent=10)]
+)
+def test_members_with_bad_paths_cost_no_more_the_more_there_are(remedy: Remedy) -> None:
+    costs = []
+    for troubled in (20, 3_000):
+        plan = new_plan(troubled + 10)
+        on_stage(plan, range(5))
+        mix(plan, [0, 1])
+        for member in range(10, 10 + troubled):
+            plan.set_remedy(member, remedy)
+        plan.set_remedy(0, remedy)
+        plan.set_gain(9, 0, 0.5)
+        mix(plan, [0, 1])
+        mix(plan, [0, 1], 2 * HOLD_NS)
+        costs.append([])
+        for active in ([0, 1, 2], [0], [], [3], [0, 1]):
+            for mix_class in plan.classes:
+                mix_class.live = any(source in active for source, _ in mix_class.recipe)
+            costs[-1].append(lines_run(plan, active))
+            for mix_class in plan.classes:
+                mix_class.live = True
+    assert costs[0] == costs[1]
+
+
 # -- switching ------------------------------------------------------------------------------------
 
 
@@ -361,6 +386,7 @@ WHO = st.integers(0, MEMBERS - 1)
 CHANGES = st.one_of(
     st.tuples(st.just("gain"), WHO, WHO, GAIN),
     st.tuples(st.just("here"), WHO),
+    st.tuples(st.just("path"), WHO, st.booleans(), st.sampled_from([0, 0, 10, 20])),
     st.tuples(st.just("tick"), st.sets(st.integers(0, 3)), st.booleans(), st.integers(20, 900)),
 )
 
@@ -370,6 +396,7 @@ CHANGES = st.one_of(
 def test_every_member_hears_exactly_what_they_should(changes: list[tuple[Any, ...]]) -> None:
     plan = new_plan(MEMBERS)
     here = set(range(MEMBERS))
+    paths: dict[int, Remedy] = {}
     gains: dict[tuple[int, int], float] = {}
     now_ns = 0
     for what, *arguments in [*changes, ("tick", {0, 1, 2}, True, 20)]:
@@ -378,11 +405,17 @@ def test_every_member_hears_exactly_what_they_should(changes: list[tuple[Any, ..
             if hearer in here:
                 plan.set_gain(hearer, source, gain)
                 gains[hearer, source] = gain
+        elif what == "path":
+            member, half_rate, loss = arguments
+            if member in here:
+                paths[member] = Remedy(expected_loss_percent=loss, half_rate=half_rate)
+                plan.set_remedy(member, paths[member])
         elif what == "here":
             (member,) = arguments
             if member in here:
                 here.discard(member)
                 plan.remove_member(member)
+                paths.pop(member, None)
                 gains = {k: g for k, g in gains.items() if k[0] != member}
             else:
                 here.add(member)
@@ -391,24 +424,35 @@ def test_every_member_hears_exactly_what_they_should(changes: list[tuple[Any, ..
             active, loud, ms = arguments
             now_ns += ms * MS
             mix(plan, active, now_ns, peak=LOUD if loud else 0.0)
-            check(plan, here, gains, sorted(active))
+            check(plan, here, gains, paths, sorted(active))
             held = [c for c in plan.classes if c.held_since_ns is not None]
             assert loud or not held, "held although it is quiet"
 
 
 def check(
-    plan: Plan, here: set[int], gains: dict[tuple[int, int], float], active: list[int]
+    plan: Plan,
+    here: set[int],
+    gains: dict[tuple[int, int], float],
+    paths: dict[int, Remedy],
+    active: list[int],
 ) -> None:
     expected = {m: tuple((s, g) for s in active if (g := gains.get((m, s), 1.0))) for m in here}
-    heard: dict[int, Recipe] = {}
+    heard: dict[int, Hearing] = {}
     for mix_class in plan.classes:
         assert mix_class.recipe
         assert len(mix_class)
         for row in rows_of(mix_class):
             assert row - 100 not in heard, "in two classes"
-            heard[row - 100] = mix_class.recipe
-    assert heard == {m: recipe for m, recipe in expected.items() if recipe}
-    prime = [c.recipe for c in plan.classes if c.held_since_ns is None]
+            heard[row - 100] = mix_class.hears
+        losses = [
+            paths.get(row - 100, NO_REMEDY).expected_loss_percent for row in rows_of(mix_class)
+        ]
+        assert mix_class.encoder.expected_loss_percent == min(losses)
+        assert mix_class.encoder.bitrate == (16_000 if mix_class.remedy.half_rate else 32_000)
+    assert heard == {
+        m: (recipe, paths.get(m, NO_REMEDY).half_rate) for m, recipe in expected.items() if recipe
+    }
+    prime = [c.hears for c in plan.classes if c.held_since_ns is None]
     assert len(set(prime)) == len(prime) == len(set(heard.values())), "one class a recipe, but held"
 
 
