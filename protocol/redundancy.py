@@ -27,7 +27,7 @@ from protocol.packets import (
 from protocol.reception import Reception
 
 NO_COPIES: Final[tuple[int, ...]] = ()
-DEEPEST: Final = 6  # frames back
+DEEPEST_SAMPLES: Final = 5_760  # 120 ms back: 6 frames of 20 ms, 12 of 10
 # How many copies, from which loss on (a share of 1).
 COPIES_FROM: Final = 0.004, 0.02, 0.1
 FEC_FROM: Final = 0.08  # a share of 1
@@ -69,9 +69,11 @@ class Redundancy:
     waits for them that long.  How many there are on the way is a matter of how much is lost.
     """
 
-    __slots__ = ("_bursts", "_congestion", "_lost", "loss")
+    __slots__ = ("_bursts", "_congestion", "_lost", "frame_samples", "loss")
 
-    def __init__(self) -> None:
+    def __init__(self, frame_samples: int = 960) -> None:
+        """frame_samples: of the packets that are sent, at 48 kHz; may change."""
+        self.frame_samples = frame_samples
         self._congestion = Congestion()
         self.loss = 0.0  # a share of 1
         self._lost = self._bursts = 1.0  # as if there had been one that was as short as can be
@@ -98,7 +100,7 @@ class Redundancy:
         if not count:
             return NO_COPIES
         reach = 1 + round(BURST_REACH * (self._lost / self._bursts - 1))
-        reach = min(max(reach, count), DEEPEST)
+        reach = min(max(reach, count), DEEPEST_SAMPLES // self.frame_samples)
         return tuple(reach * (n + 1) // count for n in range(count))
 
     def _expected_loss_percent(self) -> int:
@@ -116,12 +118,15 @@ class _Frame:
 
 
 class History:
-    """The last frames of a talkspurt that was sent, the newest at the end."""
+    """The last frames of a talkspurt that was sent, as far as copies reach; the newest at the
+    end."""
 
     __slots__ = ("_frames",)
 
     def __init__(self) -> None:
-        self._frames: deque[_Frame] = deque(maxlen=1 + DEEPEST)
+        # Bounded whatever the timestamps are.
+        most = 1 + DEEPEST_SAMPLES // CAPTURE_UNIT_SAMPLES
+        self._frames: deque[_Frame] = deque(maxlen=most)
 
     def fork(self) -> "History":
         """Another one, with the same frames."""
@@ -130,9 +135,12 @@ class History:
         return other
 
     def add(self, audio: UplinkAudio | DownlinkAudio) -> None:
+        frames = self._frames
         if audio.flags & AudioFlag.FIRST:
-            self._frames.clear()
-        self._frames.append(_Frame(audio.timestamp, audio.flags, audio.opus))
+            frames.clear()
+        while frames and (audio.timestamp - frames[0].timestamp) % 2**32 > DEEPEST_SAMPLES:
+            frames.popleft()
+        frames.append(_Frame(audio.timestamp, audio.flags, audio.opus))
 
     def copies(self, offsets: tuple[int, ...]) -> Copies:
         """For the packet of the frame that was added last; the oldest first."""
@@ -142,7 +150,7 @@ class History:
             if offset < len(frames):
                 frame = frames[-1 - offset]
                 back = (frames[-1].timestamp - frame.timestamp) % 2**32 // CAPTURE_UNIT_SAMPLES
-                if 0 < back < 256:
+                if back > 0:
                     made.append(Copy(back, frame.flags & AudioFlag.FIRST, frame.opus))
         return tuple(made)
 
@@ -152,8 +160,8 @@ class Repeater:
 
     __slots__ = ("_history", "redundancy")
 
-    def __init__(self) -> None:
-        self.redundancy = Redundancy()
+    def __init__(self, frame_samples: int = 960) -> None:
+        self.redundancy = Redundancy(frame_samples)
         self._history = History()
 
     def repeat(self, audio: UplinkAudio) -> UplinkAudio:

@@ -273,7 +273,7 @@ class Client:
         self.phase = Phase.CONNECTED
         self.received = Received()
         self.playout = self._new_playout()
-        self._repeater = Repeater()
+        self._repeater = Repeater(self.profile.frame_samples)
         self._talker.follow(NO_REMEDY)
         self.clocks.session_begins()
         self._connected_ns = now_ns
@@ -523,6 +523,7 @@ class Client:
         self.profile = profile
         self.playout = self._new_playout()
         self._talker = self._new_talker(self._talker.timestamp)
+        self._repeater.redundancy.frame_samples = profile.frame_samples
         self._talker.follow(self._repeater.redundancy.remedy)
 
     def _out_of_space(self) -> None:

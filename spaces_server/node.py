@@ -490,7 +490,7 @@ class Node:
         if seat is None:
             return
         if seat.redundancy is None:
-            seat.redundancy = Redundancy()
+            seat.redundancy = Redundancy(seat.room.mix.profile.frame_samples)
         before = seat.redundancy.remedy
         seat.redundancy.report(reception)
         remedy = seat.redundancy.remedy

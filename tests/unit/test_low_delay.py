@@ -11,6 +11,7 @@ from protocol.frames import Settings
 from protocol.opus import Decoder, Encoder, packet_samples
 from protocol.packets import DownlinkAudio, Kind, UplinkAudio
 from protocol.profile import VOICE, Profile
+from protocol.redundancy import Remedy
 from spaces_server.mixer.crowd import Crowd
 from spaces_server.mixer.egress import Egress
 from spaces_server.mixer.mixer import Mixer, SpaceMix
@@ -67,6 +68,19 @@ class Rig:
             for kind, plaintext in got.get(person.address, []):
                 assert kind == Kind.AUDIO
                 heard.append((self.steps, DownlinkAudio.unpack(plaintext)))
+
+
+def test_copies_reach_120_ms_back() -> None:
+    rig = Rig(LOW_DELAY)
+    rig.mixes[0].plan.set_remedy(1, Remedy((4, 8, 12)))
+    for _ in range(50):
+        rig.step(480)
+    _, newest = rig.heard[1][-1]
+    assert [copy.back * 2.5 for copy in newest.copies] == [120, 80, 40]
+    made = {audio.timestamp: audio.opus for _, audio in rig.heard[2]}
+    assert [made[copy.timestamp(newest.timestamp)] for copy in newest.copies] == [
+        copy.opus for copy in newest.copies
+    ]
 
 
 @pytest.mark.parametrize("said", [480, 960, 1_920, 120])

@@ -7,7 +7,7 @@ import pytest
 from protocol.packets import AudioFlag, Copy, UplinkAudio
 from protocol.reception import Reception
 from protocol.redundancy import (
-    DEEPEST,
+    DEEPEST_SAMPLES,
     NO_COPIES,
     History,
     Redundancy,
@@ -15,6 +15,7 @@ from protocol.redundancy import (
 )
 
 FRAME = 960
+DEEPEST = DEEPEST_SAMPLES // FRAME
 
 
 def test_copies_come_with_losses_and_go_some_time_after() -> None:
@@ -42,8 +43,8 @@ def test_more_losses_reach_further_back() -> None:
     assert reach[-1] <= DEEPEST
 
 
-def reported(lost: int, bursts: int, reports: int = 30) -> Redundancy:
-    redundancy = Redundancy()
+def reported(lost: int, bursts: int, reports: int = 30, frame_samples: int = FRAME) -> Redundancy:
+    redundancy = Redundancy(frame_samples)
     for _ in range(reports):
         redundancy.report(Reception(100, lost, bursts))
     return redundancy
@@ -59,6 +60,28 @@ def test_copies_reach_as_far_back_as_bursts_are_long() -> None:
         < len(reported(5, 2).remedy.copies)
         < len(reported(15, 3).remedy.copies)
     )
+
+
+@pytest.mark.parametrize("frame_samples", [480, 960])
+def test_copies_reach_as_far_in_time_whatever_the_frames_are(frame_samples: int) -> None:
+    copies = reported(15, 3, frame_samples=frame_samples).remedy.copies
+    repeater = Repeater(frame_samples)
+    for _ in range(30):
+        repeater.redundancy.report(Reception(100, 15, 3))
+    for number in range(20):
+        audio = UplinkAudio((number * frame_samples - 3_000) % 2**32, 0, bytes((number,)))
+        sent = UplinkAudio.unpack(repeater.repeat(audio).pack())
+    assert [copy.back * 120 for copy in sent.copies] == [5_760, 3_840, 1_920]  # 120, 80, 40 ms
+    assert [copy.opus for copy in sent.copies] == [bytes((19 - back,)) for back in copies[::-1]]
+    assert reported(1, 1, frame_samples=frame_samples).remedy.copies == (1,)
+
+
+def test_what_is_kept_for_copies_is_bounded() -> None:
+    for step_samples in (0, 1, 120, 480, 960, -960):
+        history = History()
+        for number in range(1_000):
+            history.add(UplinkAudio(number * step_samples % 2**32, 0, b""))
+        assert len(history._frames) <= 49
 
 
 def test_fec_is_for_paths_that_lose_much() -> None:
