@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.connection import MS, Connection
-from protocol.opus import SAMPLE_RATE, Decoder, Encoder
+from protocol.opus import DEEP_PLC_COMPLEXITY, SAMPLE_RATE, Decoder, Encoder
 from protocol.packets import Kind
 from protocol.sealing import SessionKeys
 from spaces_server.governor import Costs, ladder
@@ -96,7 +96,8 @@ async def gauge(complexity: int, bitrate: int) -> Costs:
     for step in ladder(complexity):
         encoder = Encoder(bitrate=bitrate, complexity=step)
         encode_ns[step] = _time_ns(encoder.encode, voice, until_ns)
-    encoder, decoder = Encoder(bitrate=bitrate, complexity=complexity), Decoder()
+    encoder = Encoder(bitrate=bitrate, complexity=complexity)
+    decoder = Decoder(complexity=DEEP_PLC_COMPLEXITY)  # as sources have it
     packets = [encoder.encode(samples) for samples in voice]
     out = np.zeros(FRAME_SAMPLES, np.float32)
     decode_ns = _time_ns(lambda packet: decoder.decode(packet, out), packets, until_ns)

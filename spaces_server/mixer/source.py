@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.opus import DEEP_PLC_COMPLEXITY
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.playout import Playout
 from protocol.profile import VOICE, Profile
@@ -64,7 +65,9 @@ class Source:
         self.level = SILENT_LEVEL
         self.capture = 0
         self.stopped = False
-        self._playout = Playout(profile.channels, low_delay=profile.low_delay)
+        self._playout = Playout(
+            profile.channels, complexity=DEEP_PLC_COMPLEXITY, low_delay=profile.low_delay
+        )
         self.stats = self._playout.stats
 
     def receive(self, audio: UplinkAudio, now_ns: int) -> None:

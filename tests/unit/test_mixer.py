@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from protocol import playout
 from protocol.connection import MS
 from protocol.jitter import JitterStats
-from protocol.opus import Decoder, Encoder
+from protocol.opus import DEEP_PLC_COMPLEXITY, Decoder, Encoder
 from protocol.packets import AudioFlag, DownlinkAudio, Kind, UplinkAudio
 from protocol.playout import Playout
 from spaces_server.mixer.egress import Egress
 from spaces_server.mixer.limiter import LIMIT, LOOK_AHEAD_SAMPLES
 from spaces_server.mixer.loudness import Leveller
 from spaces_server.mixer.mixer import Mixer, SpaceMix
-from spaces_server.mixer.source import COUNTED, FRAME_SAMPLES, SILENT_LEVEL, level_dbov
+from spaces_server.mixer.source import COUNTED, FRAME_SAMPLES, SILENT_LEVEL, Source, level_dbov
 from tests.unit.test_egress import Pair, deliver, pair
 
 Samples = NDArray[np.float32]
@@ -414,6 +415,18 @@ def test_spaces_are_apart() -> None:
     rig.say(0)
     rig.mixer.tick(rig.timestamp, rig.now_ns)
     assert set(deliver(rig.egress.seal(), everybody)) == {rig.pairs[1].address}
+
+
+def test_sources_conceal_as_well_as_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def note(channels: int, *, complexity: int) -> Decoder:
+        made.append(complexity)
+        return Decoder(channels, complexity=complexity)
+
+    monkeypatch.setattr(playout, "Decoder", note)
+    Source(0)
+    assert made == [DEEP_PLC_COMPLEXITY]
 
 
 # -- what became of their packets -----------------------------------------------------------------
