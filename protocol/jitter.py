@@ -28,6 +28,7 @@ from protocol.opus import (
 from protocol.path_delay import (
     FIRST_FRAMES,
     FIRST_MARGIN_MS,
+    MAX_MARGIN_MS,
     MS,
     TURN_NS,
     TURN_SHARE,
@@ -141,6 +142,7 @@ class JitterBuffer:
         self._cursor: int | None = None  # the next sample to play; what lies before it is late
         self._playing = False
         self._waited_samples = 0  # concealed at the cursor, in the hope that its packet comes
+        self._ahead_samples = 0  # by so much before it would play was that packet needed
         self._concealed_run_samples = 0
         self._broken_off: int | None = None  # where a talkspurt was given up that had not ended
         self._stretched_ns = -STRETCH_INTERVAL_NS
@@ -285,7 +287,7 @@ class JitterBuffer:
         needed; SILENCE yields as many as needed.
         """
         pull_ns = _duration_ns(needed_samples + filled_samples)
-        self._discard_overtaken(now_ns, needed_samples, pull_ns)
+        skip_samples = self._discard_overtaken(now_ns, needed_samples, pull_ns)
         if (
             self._playing
             and self._packets
@@ -295,12 +297,12 @@ class JitterBuffer:
         if not self._playing:
             return self._start(now_ns, needed_samples, filled_samples)
         if not self._packets:
-            return self._wait(needed_samples)
+            return self._wait(needed_samples, filled_samples)
         head = self._packets[0]
         assert self._cursor is not None
         missing_samples = head.timestamp - self._cursor - self._waited_samples
         if missing_samples <= 0:
-            return self._play(now_ns, needed_samples, filled_samples)
+            return self._play(now_ns, needed_samples, filled_samples, skip_samples)
         if head.first or self._concealed_run_samples >= MAX_CONCEALED_SAMPLES:
             # The gap is a pause (or too long to pretend otherwise): what comes in it is too late.
             self._stop()
@@ -308,25 +310,32 @@ class JitterBuffer:
             return self._start(now_ns, needed_samples, filled_samples)
         return self._bridge(head, missing_samples, needed_samples)
 
-    def _discard_overtaken(self, now_ns: int, needed_samples: int, pull_ns: int) -> None:
-        """Drop what the cursor has passed, and late packets that would only have to be taken back.
+    def _discard_overtaken(self, now_ns: int, needed_samples: int, pull_ns: int) -> int:
+        """Drop what the cursor has passed, and what concealment has stood in for.
 
-        When packets come after concealment has stood in for them, playing them makes the delay
-        grow. That is right as far as it is worth it; beyond that they are as good as lost.
+        When packets come after that, playing them from their beginning makes the delay grow. That
+        is right as far as it is worth it. Beyond that they are as good as lost; -> how many samples
+        of the head are.
         """
         if self._cursor is None:
-            return
+            return 0
         packets = self._packets
         while packets and packets[0].timestamp < self._cursor:
             self._drop_head()
         due = self._cursor + self._waited_samples
-        while packets and packets[0].timestamp < due:
-            margin_ns = self._margin_ns(now_ns, packets[0], needed_samples)
-            frame_ns = _duration_ns(packets[0].samples)
-            surplus_ns = -self._path.pulls_to_move(margin_ns, pull_ns, frame_ns) * pull_ns
-            if surplus_ns < frame_ns:
-                break
+        if not packets or packets[0].timestamp >= due:
+            return 0
+        path, frame_samples = self._path, packets[0].samples
+        margin_ns = self._margin_ns(now_ns, due, frame_samples, needed_samples)
+        if margin_ns > MAX_MARGIN_MS * MS:
+            return 0  # nobody knows what that costs
+        frame_ns, ahead_ns = _duration_ns(frame_samples), _duration_ns(self._ahead_samples)
+        later = path.pulls_to_move(margin_ns - path.rise_ns, pull_ns, frame_ns, ahead_ns=ahead_ns)
+        later_samples = max(0, (later * pull_ns - ahead_ns) * 3 // 62_500)
+        begins = due - min(later_samples, self._waited_samples)
+        while packets and packets[0].timestamp + packets[0].samples <= begins:
             self._drop_head()
+        return max(0, begins - packets[0].timestamp) if packets else 0
 
     def _start(self, now_ns: int, needed_samples: int, filled_samples: int) -> Operation:
         """Between talkspurts: hold the next one until no later pull would be cheaper."""
@@ -336,7 +345,7 @@ class JitterBuffer:
         # down to what the path gives now, which may be worse than any target.
         if packets and self._hopeless(now_ns, packets[0], needed_samples):
             wanted_ns = max(path.target_ms * MS, path.latest_ns)
-            while packets and self._margin_ns(now_ns, packets[0], needed_samples) > wanted_ns + (
+            while packets and self._margin_of(now_ns, packets[0], needed_samples) > wanted_ns + (
                 _duration_ns(packets[0].samples)
             ):
                 self._drop_head()
@@ -344,7 +353,7 @@ class JitterBuffer:
             return self._silence(needed_samples)
         head = packets[0]
         before_samples = self._recoverable_before(head)
-        margin_ns = self._margin_ns(now_ns, head, needed_samples) + _duration_ns(before_samples)
+        margin_ns = self._margin_of(now_ns, head, needed_samples) + _duration_ns(before_samples)
         pull_ns = _duration_ns(needed_samples + filled_samples)
         frame_ns = _duration_ns(head.samples)
         if margin_ns < 0 or path.pulls_to_move(margin_ns - path.rise_ns, pull_ns, frame_ns) > 0:
@@ -383,14 +392,18 @@ class JitterBuffer:
     def _silence(self, needed_samples: int) -> Operation:
         return Operation(Action.SILENCE, needed_samples, None, self._cursor or 0)
 
-    def _play(self, now_ns: int, needed_samples: int, filled_samples: int) -> Operation:
+    def _play(
+        self, now_ns: int, needed_samples: int, filled_samples: int, skip_samples: int = 0
+    ) -> Operation:
         """Decode the head of the buffer."""
         packet = self._packets[0]
-        stretch, urgent = self._stretch(now_ns, packet, needed_samples, filled_samples)
+        stretch, urgent = 0, False
+        if not skip_samples:
+            stretch, urgent = self._stretch(now_ns, packet, needed_samples, filled_samples)
         del self._packets[0]
         stats = self.stats
         assert self._path.base_ns is not None
-        stats.delay_ns = now_ns - _duration_ns(packet.timestamp - filled_samples)
+        stats.delay_ns = now_ns - _duration_ns(packet.timestamp + skip_samples - filled_samples)
         stats.delay_ns -= self._path.base_ns
         stats.decoded += 1
         stats.recovered_copy += packet.copy
@@ -407,11 +420,16 @@ class JitterBuffer:
             packet.first,
             stretch,
             urgent,
+            skip_samples,
         )
 
-    def _wait(self, needed_samples: int) -> Operation:
+    def _wait(self, needed_samples: int, filled_samples: int) -> Operation:
         """Nothing is there: conceal, but leave the cursor, so that what comes late still plays."""
-        samples = min(_whole_grains(needed_samples), STEP_SAMPLES)
+        if not self._waited_samples:
+            self._ahead_samples = filled_samples
+        # Not beyond the end of a frame: the next one may be here by then.
+        left_samples = STEP_SAMPLES - self._waited_samples % STEP_SAMPLES
+        samples = min(_whole_grains(needed_samples), left_samples)
         if self._concealed_run_samples + samples > MAX_CONCEALED_SAMPLES:
             self._stop()
             return self._silence(needed_samples)
@@ -459,7 +477,7 @@ class JitterBuffer:
         """
         pull_samples = needed_samples + filled_samples
         pull_ns = _duration_ns(pull_samples)
-        margin_ns = self._margin_ns(now_ns, packet, needed_samples)
+        margin_ns = self._margin_of(now_ns, packet, needed_samples)
         whole = packet.samples % pull_samples == 0 or pull_samples % packet.samples == 0
         if not whole:  # other frames will begin at the end of a pull, and be needed soonest
             margin_ns -= _duration_ns(needed_samples)
@@ -467,7 +485,7 @@ class JitterBuffer:
         path = self._path
         soon_ns = margin_ns - path.rise_ns
         frame_ns = _duration_ns(packet.samples)
-        surplus_ns = -path.pulls_to_move(soon_ns, pull_ns, frame_ns, turn) * pull_ns
+        surplus_ns = -path.pulls_to_move(soon_ns, pull_ns, frame_ns, turn=turn) * pull_ns
         if not surplus_ns:
             self._content_ns = now_ns
         urgent = surplus_ns >= URGENT_NS
@@ -475,7 +493,7 @@ class JitterBuffer:
             return 0, False
         if surplus_ns < 0:
             # Before more frames come too late; what is only expected waits for a pause.
-            urgent = path.pulls_to_move(margin_ns, pull_ns, frame_ns, turn) > 0
+            urgent = path.pulls_to_move(margin_ns, pull_ns, frame_ns, turn=turn) > 0
             return packet.samples, urgent
         most_samples = surplus_ns * 3 // 62_500 + (filled_samples if whole else 0)
         return -most_samples, urgent or now_ns - self._content_ns >= PATIENCE_NS
@@ -489,18 +507,23 @@ class JitterBuffer:
         else:
             self.stats.shortened_samples -= samples
 
-    def _margin_ns(self, now_ns: int, packet: _Packet, needed_samples: int) -> int:
-        """How long after the path's quickest packets this one is needed, if it plays now.
+    def _margin_ns(
+        self, now_ns: int, timestamp: int, frame_samples: int, needed_samples: int
+    ) -> int:
+        """How long after the path's quickest packets a frame is needed, if this of it plays now.
 
-        Of packets shorter than what is needed at once, it is the last one needed that counts.
+        Of frames shorter than what is needed at once, it is the last one needed that counts.
         """
         assert self._path.base_ns is not None
-        ahead_samples = max(0, needed_samples - packet.samples)
-        return now_ns - _duration_ns(packet.timestamp + ahead_samples) - self._path.base_ns
+        ahead_samples = max(0, needed_samples - frame_samples)
+        return now_ns - _duration_ns(timestamp + ahead_samples) - self._path.base_ns
+
+    def _margin_of(self, now_ns: int, packet: _Packet, needed_samples: int) -> int:
+        return self._margin_ns(now_ns, packet.timestamp, packet.samples, needed_samples)
 
     def _hopeless(self, now_ns: int, packet: _Packet, needed_samples: int) -> bool:
         wanted_ns = max(self._path.target_ms * MS, self._path.latest_ns)
-        return self._margin_ns(now_ns, packet, needed_samples) > wanted_ns + MAX_SURPLUS_NS
+        return self._margin_of(now_ns, packet, needed_samples) > wanted_ns + MAX_SURPLUS_NS
 
     def _drop_head(self) -> None:
         del self._packets[0]

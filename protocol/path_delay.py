@@ -16,6 +16,7 @@ are rare, and what reaches behind them would be forgotten from one to the next.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -61,6 +62,10 @@ BLOCK_PACKETS: Final = 16
 BLOCKS_AHEAD: Final = 5
 LEAST_RISE_NS: Final = 5 * MS  # in a block
 MAX_RISE_NS: Final = 100 * MS  # that is expected
+# So many packets in a row that are late by the same, give or take so much, are no spike that
+# drains: the path has become that slow, whatever was seen of it before.
+SETTLED_PACKETS: Final = 2
+SETTLED_NS: Final = 15 * MS
 
 
 class Losing(NamedTuple):
@@ -135,6 +140,7 @@ class PathDelay:
         self._late = np.zeros((3, MAX_MARGIN_MS + 1), np.float32)
         self._missing = 0.0  # share of the frames that have not come, remembered like what is rare
         self._queue = _Queue()
+        self._lately_ns: deque[int] = deque(maxlen=SETTLED_PACKETS)  # transits
         self.base_ns: int | None = None
         self.latest_ns = 0  # relative delay of the last packet, whatever it is
         self.frames = 0
@@ -162,6 +168,7 @@ class PathDelay:
         assert self.base_ns is not None
         self.latest_ns = transit_ns - self.base_ns
         self._queue.record(transit_ns)
+        self._lately_ns.append(transit_ns)
 
     def _settle(self, base_ns: int) -> None:
         """The minimum is this."""
@@ -247,10 +254,30 @@ class PathDelay:
         """By how much more than now the path will soon delay; 0 unless a queue grows on it."""
         return self._queue.rise_ns
 
-    def pulls_to_move(self, margin_ns: int, pull_ns: int, frame_ns: int, turn: float = 0.0) -> int:
+    def _settled_ns(self, here_ns: int) -> int:
+        """The least margin that suits the last packets, if they came alike: of those that are all
+        late by the margin there is now, the latest decides, else none is to become late."""
+        lately_ns = self._lately_ns
+        least_ns, most_ns = min(lately_ns), max(lately_ns)
+        if len(lately_ns) < SETTLED_PACKETS or most_ns - least_ns > SETTLED_NS:
+            return 0
+        assert self.base_ns is not None
+        latest_ns = most_ns - self.base_ns
+        return latest_ns if least_ns - self.base_ns > here_ns else min(latest_ns, here_ns)
+
+    def pulls_to_move(
+        self,
+        margin_ns: int,
+        pull_ns: int,
+        frame_ns: int,
+        *,
+        turn: float = 0.0,
+        ahead_ns: int = 0,
+    ) -> int:
         """By how many pulls later (positive) or sooner playing would be cheapest, for a frame that
         is needed with this margin now; 0 if next to nothing can be saved.  turn: the share of a
-        pull that must be saved besides if it is to be later, or, negative, sooner."""
+        pull that must be saved besides if it is to be later, or, negative, sooner.  ahead_ns: so
+        long before it plays it is needed, so it would be later by so much less than whole pulls."""
         if self.frames < FIRST_FRAMES:
             return int(margin_ns < FIRST_MARGIN_MS * MS)
         here = min(max(margin_ns, 0), MAX_MARGIN_MS * MS)
@@ -264,6 +291,9 @@ class PathDelay:
         costs += late_ms / pulls
         for later in range(1, pulls):
             costs[:-later] += late_ms[later:] / pulls
+        costs[sooner + 1 :] -= ahead_ns / MS
+        least = bisect_left(margins_ns, self._settled_ns(here))
+        costs[: min(least, len(costs) - 1)] = np.inf
         best = int(costs.argmin())
         worth_ms = WORTH_MS + WORTH_SHARE * max(0, sooner - best) * pull_ns / MS
         if (best - sooner) * turn > 0:

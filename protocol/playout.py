@@ -41,6 +41,7 @@ class Playout:
         self._saved_timestamp = 0  # where the decoder was when it concealed last
         self._timestamp = 0
         self._final: Samples = np.zeros(per_sample, np.float32)  # the last sample that went out
+        self._before: Samples = np.zeros((FADE_SAMPLES, *per_sample), np.float32)
         self._silent = True
         self._loud = 0.0  # RMS
         ramp = np.linspace(0, 1, FADE_SAMPLES, endpoint=False, dtype=np.float32)
@@ -142,14 +143,18 @@ class Playout:
         samples = operation.samples
         pcm = self._pcm[:samples]
         decoder = self._decoder
+        before: Samples = self._final  # what the beginning is to fade in from
         if operation.first:
             decoder.reset()
+        elif operation.skip:
+            before = self._before
+            decoder.conceal(before)
+            if operation.timestamp == self._saved_timestamp:
+                decoder.restore()  # or the frame would begin where its concealed part ended
         try:
             if operation.action is Action.DECODE and operation.payload is not None:
                 decoder.decode(operation.payload, pcm)
             elif operation.action is Action.FEC and operation.payload is not None:
-                if operation.skip and operation.timestamp == self._saved_timestamp:
-                    decoder.restore()  # or the frame would begin where its concealed part ended
                 decoder.decode_fec(operation.payload, pcm)
             else:
                 decoder.save()
@@ -161,7 +166,7 @@ class Playout:
         self._start, self._end = operation.skip, samples
         self._left_timestamp = operation.timestamp + operation.skip
         if operation.first or self._silent or operation.skip:
-            self._join(pcm[operation.skip :])
+            self._join(pcm[operation.skip :], before)
         self._silent = False
         flat = pcm.reshape(-1)
         level = math.sqrt(np.dot(flat, flat) / len(flat))
@@ -174,11 +179,13 @@ class Playout:
         if self._end != samples:
             self._jitter.stretched(self._end - samples, now_ns)
 
-    def _join(self, pcm: Samples) -> None:
-        """Fade from what went out last to a beginning that does not continue it, if that steps."""
+    def _join(self, pcm: Samples, before: Samples) -> None:
+        """Fade from what was before, as it would have gone on (or its last sample), to a beginning
+        that does not continue it, if that steps."""
         if np.abs(pcm[0] - self._final).max() > STEP_LEVEL:
-            pcm[:FADE_SAMPLES] *= self._fade_in
-            pcm[:FADE_SAMPLES] += self._fade_out * self._final
+            head = pcm[:FADE_SAMPLES]  # shorter than that where little of a frame is left
+            head *= self._fade_in[: len(head)]
+            head += (self._fade_out * before)[: len(head)]
 
     def _ring_out(self) -> bool:
         """Where the signal stops at a height, put a short slope down from it into an empty _pcm."""

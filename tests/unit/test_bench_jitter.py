@@ -78,7 +78,9 @@ def test_on_a_clean_path_nothing_is_missing(tmp_path: Path, receiver: str) -> No
     assert heard.late <= 1
     added = [ms for _, ms in heard.delays[20:]]
     assert min(added) >= 0
-    assert max(added) <= (60 if receiver == "fixed60" else 21)
+    # The server pulls 20 ms at a time: here 10 ms after the quickest, or 20 ms later.
+    most_ms = 60 if receiver == "fixed60" else 30 if receiver.startswith("server") else 21
+    assert max(added) <= most_ms
     assert abs(sound).max() > 0.1
 
 
@@ -101,13 +103,15 @@ def test_the_command_gives_one_object(tmp_path: Path) -> None:
         main, ["jitter", "--traces", str(tmp_path), "--no-sound", "--json", *folders]
     )
     assert result.exit_code == 0, result.output
-    rows = json.loads(result.output)["traces"]
+    rows = json.loads(result.stdout)["traces"]
     assert json.loads((written / "jitter.json").read_text())["traces"] == rows
     table = (written / "jitter.md").read_text()
     assert f"| one | ours | {rows[0]['added_ms']} |" in table
     assert table.count("\n| one |") == len(rows)
     assert all(set(row) == KEYS for row in rows)
-    assert {row["receiver"] for row in rows} >= {"ours", "ours+redundancy", "fixed60"}
+    assert {row["receiver"] for row in rows} >= {
+        *("ours", "ours+redundancy", "server", "server+redundancy", "fixed60")
+    }
     assert (tmp_path / "one.png").stat().st_size > 10_000
     assert rows[0]["J"] == pytest.approx(
         rows[0]["added_ms"] + 20 * rows[0]["concealed_pct"], abs=0.3

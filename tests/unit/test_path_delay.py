@@ -111,8 +111,8 @@ def test_a_frame_late_by_one_of_its_pulls_is_missing_in_that_one_only() -> None:
 def test_a_move_back_must_save_more() -> None:
     path = seen([0.0] * 3_000)
     least = next(ms for ms in range(100) if path.pulls_to_move(ms * MS, PULL_NS, FRAME_NS) < 0)
-    assert path.pulls_to_move(least * MS, PULL_NS, FRAME_NS, -1.0) == 0
-    assert path.pulls_to_move(least * MS, PULL_NS, FRAME_NS, 1.0) < 0
+    assert path.pulls_to_move(least * MS, PULL_NS, FRAME_NS, turn=-1.0) == 0
+    assert path.pulls_to_move(least * MS, PULL_NS, FRAME_NS, turn=1.0) < 0
 
 
 def test_copies_are_waited_for_while_they_come() -> None:

@@ -203,31 +203,58 @@ def test_a_lost_packet_is_bridged_without_a_click() -> None:
     )
 
 
+def by_halves(
+    packets: list[bytes],
+    lost: int | None = None,
+    late: int | None = None,
+    jitter_ms: int = 0,
+) -> tuple[Samples, Playout]:
+    """-> what is heard of a stream that is pulled each 10 ms, first 15 ms after the first packet;
+    one packet is lost, or 20 ms late."""
+    # Of low delay: for one late frame it does not wait longer.
+    playout = Playout(low_delay=late is not None)
+    out: Samples = np.zeros(FRAME // 2, np.float32)
+    parts = []
+
+    def insert(index: int, late_ms: int) -> None:
+        when_ns = index * TICK_NS + late_ms * MS
+        playout.insert(index * FRAME, packets[index], when_ns, first=index == 0)
+
+    for index in range(len(packets)):
+        if late is not None and index == late + 1:
+            insert(late, 20)
+        if index not in (lost, late):
+            insert(index, index * 7 % (jitter_ms + 1))
+        for ms in (5, 15):
+            playout.pull(out, index * TICK_NS + ms * MS)
+            parts.append(out.copy())
+    return np.concatenate(parts), playout
+
+
 def test_half_a_frame_from_fec_joins_the_half_that_was_concealed() -> None:
     packets = voiced_packets(50)
     lost_one = next(i for i in range(20, 40) if packet_has_fec(packets[i + 1]))
-
-    def heard(lost: int | None) -> tuple[Samples, Playout]:
-        """Pulled each 10 ms, first 15 ms after the first packet."""
-        playout = Playout()
-        out: Samples = np.zeros(FRAME // 2, np.float32)
-        parts = []
-        for index, packet in enumerate(packets):
-            if index != lost:
-                playout.insert(index * FRAME, packet, index * TICK_NS, first=index == 0)
-            for ms in (5, 15):
-                playout.pull(out, index * TICK_NS + ms * MS)
-                parts.append(out.copy())
-        return np.concatenate(parts), playout
-
-    clean, _ = heard(None)
-    bridged, playout = heard(lost_one)
+    clean, _ = by_halves(packets)
+    bridged, playout = by_halves(packets, lost=lost_one)
     assert playout.stats.concealed_samples == FRAME // 2
     assert playout.stats.recovered_fec == 1
     assert largest_step(bridged) < 1.2 * largest_step(clean)
     # 10 ms of silence come first; then the second half of the frame, but for the join.
     half = slice((lost_one + 1) * FRAME + FADE_SAMPLES, (lost_one + 1) * FRAME + FRAME // 2)
     assert np.corrcoef(bridged[half], clean[half])[0, 1] > 0.9
+
+
+def test_half_a_frame_that_came_late_joins_the_half_that_was_concealed() -> None:
+    packets = voiced_packets(450)
+    clean, _ = by_halves(packets, jitter_ms=9)
+    for late_one in range(420, 440):
+        joined, playout = by_halves(packets, late=late_one, jitter_ms=9)
+        assert playout.stats.concealed_samples == FRAME // 2
+        assert playout.stats.dropped == playout.stats.shortened_samples == 0
+        assert largest_step(joined) < 1.2 * largest_step(clean)
+        # All that follows is where it would have been, the second half of this frame included.
+        rest = slice((late_one + 1) * FRAME + FADE_SAMPLES, None)
+        assert np.corrcoef(joined[rest], clean[rest])[0, 1] > 0.98
 
 
 def test_after_a_gap_too_long_what_fec_has_is_heard() -> None:
