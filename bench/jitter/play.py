@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.jitter.receivers import Fixed, Heard, Ours, Receiver, Samples
+from bench.jitter.receivers import Fixed, Heard, OnServer, Ours, Receiver, Samples
 from bench.jitter.sender import Sender
 from bench.jitter.speex import Speex
 from bench.jitter.traces import Trace
@@ -26,6 +26,8 @@ class Setup(NamedTuple):
 SETUPS = {
     "ours": Setup(Ours, by_report=True, copies=False),
     "ours+redundancy": Setup(Ours, by_report=True, copies=True),
+    "server": Setup(OnServer, by_report=True, copies=False),
+    "server+redundancy": Setup(OnServer, by_report=True, copies=True),
     "speexdsp": Setup(Speex, by_report=False, copies=False),
     "fixed60": Setup(Fixed, by_report=False, copies=False),
 }

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.jitter.traces import Sent, Trace
-from protocol.opus import Decoder, packet_has_fec
+from protocol.opus import DEEP_PLC_COMPLEXITY, Decoder, packet_has_fec
 from protocol.packets import UplinkAudio
 from protocol.path_delay import MS
 from protocol.playout import Playout
 from protocol.profile import VOICE
 from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES
+from spaces_client.client import DECODER_COMPLEXITY
 
 Samples = NDArray[np.float32]
 
@@ -57,10 +58,11 @@ class Ours:
 
     pull_samples = VOICE.period_samples
     wait_ms = pull_samples / 48 / 2
+    complexity = DECODER_COMPLEXITY
 
     def __init__(self, trace: Trace) -> None:
         self.heard = Heard()
-        self._playout = Playout()
+        self._playout = Playout(complexity=self.complexity)
         self._due_ms = {p.number: p.send_ms + trace.least_ms for p in trace.packets}
         self._concealed = 0
 
@@ -83,6 +85,14 @@ class Ours:
         heard.concealed = (concealed + stats.skipped_samples) / BLOCK_SAMPLES
         heard.recovered = stats.recovered_copy + stats.recovered_fec
         heard.late = stats.late + stats.dropped
+
+
+class OnServer(Ours):
+    """The same, pulled as the server's ticks do it."""
+
+    pull_samples = VOICE.frame_samples
+    wait_ms = pull_samples / 48 / 2
+    complexity = DEEP_PLC_COMPLEXITY
 
 
 class Framewise:

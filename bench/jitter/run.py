@@ -3,12 +3,13 @@
 A trace says of each packet of a 20 ms stream when it was sent and when it came (empty: never).
 Speech is encoded as a client does it, sent along the trace, and played by our own receive path
 (protocol/playout.py: the server has one for each speaker, the client one for its mix); beside it,
-by two others, with the same pulls and the same decoder:
+by two others, with the same decoder:
 
-    ours              in-band FEC while losses are reported
-    ours+redundancy   earlier frames once more, and FEC, while losses are reported: the client
-    speexdsp          libspeexdsp's jitter buffer, in-band FEC
-    fixed60           every frame 60 ms after the path's minimum, in-band FEC
+    ours                in-band FEC while losses are reported; pulled as a client's device does
+    ours+redundancy     earlier frames once more, and FEC, while losses are reported: the client
+    server, server+redundancy   the same, pulled as the server's ticks do
+    speexdsp            libspeexdsp's jitter buffer, in-band FEC
+    fixed60             every frame 60 ms after the path's minimum, in-band FEC
 
 Reports go back as they do in a session, once a second, and take the path's minimum to arrive.
 """
@@ -198,6 +199,8 @@ def command(
     except ImportError as error:
         raise click.ClickException(f"plots need matplotlib: {error}") from error
     rows = [row for row, _ in measured]
+    if speexdsp() is None:
+        click.echo("no rows of speexdsp: libspeexdsp is not installed", err=True)
     if output is not None:
         _write(rows, output)
     if as_json:
