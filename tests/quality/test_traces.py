@@ -42,7 +42,8 @@ def rows() -> Rows:
     pytest.importorskip("pesq", reason="PESQ is not installed: make pesq")
     if not (TRACES.is_dir() and SPEECH.is_dir()):
         pytest.skip("the recorded paths and speech (../shared) are not here")
-    wanted = [(name, "ours") for name in BEST] + [(name, "ours+redundancy") for name in WITH_COPIES]
+    wanted = [(name, "ours") for name in BEST]
+    wanted += [(name, "ours+redundancy") for name in (*WITH_COPIES, "clean")]
     runs = [
         Run(read_trace(TRACES / f"{name}.csv"), receiver, SPEECH, sound=True)
         for name, receiver in wanted
@@ -63,13 +64,28 @@ def test_delay_and_losses_are_at_or_below_the_best_on_ten_of_the_twelve(rows: Ro
 
 
 def test_where_they_are_it_sounds_as_well_as_the_best(rows: Rows) -> None:
-    """Ten do, within 0.05, where the results were made.  `ge15` is one by so little that another
-    machine's arithmetic may decide, and PESQ is given a few hundredths more."""
+    """Within 0.05; by some hundredths another machine's arithmetic may decide, where it is near."""
     figures = {name: rows[name, "ours"]["pesq"] for name in BEST}
     print(figures)
     good = [name for name, (best, _) in BEST.items() if rows[name, "ours"]["J"] <= best]
-    as_well = [name for name in good if figures[name] >= BEST[name][1] - 0.1]
-    assert len(as_well) >= 9
+    as_well = [name for name in good if figures[name] >= BEST[name][1] - 0.05 - 0.02]
+    assert len(as_well) >= 10
+
+
+def test_a_step_of_100_ms_costs_at_most_8_frames(rows: Rows) -> None:
+    """All that is concealed there is concealed at the one step up."""
+    frames = rows["step100", "ours"]["concealed_pct"] * 6_000 / 100
+    print(frames)
+    assert frames <= 8
+
+
+@pytest.mark.parametrize("name", ["drift_p100", "drift_m100"])
+def test_a_clock_that_drifts_is_followed_without_concealment(rows: Rows, name: str) -> None:
+    row = rows[name, "ours"]
+    print(row)
+    assert row["concealed_pct"] == 0
+    # Within 15 ms of the mean, for 95 of 100 packets from above; the tests of the buffer have all.
+    assert row["added_p95_ms"] <= row["added_ms"] + 15
 
 
 @pytest.mark.parametrize("name", WITH_COPIES)
@@ -83,6 +99,7 @@ def test_copies_leave_little_missing(rows: Rows, name: str) -> None:
 
 
 def test_a_clean_path_is_left_alone(rows: Rows) -> None:
-    row = rows["clean", "ours"]
-    assert row["concealed_pct"] == row["recovered_pct"] == 0
-    assert row["pesq"] >= 4.3
+    for receiver in ("ours", "ours+redundancy"):
+        row = rows["clean", receiver]
+        assert row["concealed_pct"] == row["recovered_pct"] == 0
+        assert row["pesq"] >= 4.35

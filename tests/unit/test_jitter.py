@@ -900,12 +900,29 @@ def test_every_path_stays_in_bounds(
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize("name", ["drift_p100", "drift_m100"])
+def test_a_clock_that_drifts_for_ten_minutes_stays_within_15_ms(name: str) -> None:
+    run = Played(name, 7)
+    played_ms = np.array([delay for _, delay in run.delays_ms])
+    # What the path itself has added by then: its clock goes on, second by second.
+    line = np.polynomial.Polynomial.fit(*np.array(run.delays_ms).T, 1)
+    apart_ms = played_ms - line(np.array([when for when, _ in run.delays_ms]))
+    assert np.abs(apart_ms).max() <= 15
+
+
+@pytest.mark.shared
 def test_delay_comes_back_after_buffer_bloat() -> None:
     run = Played("bloat", 7)
     added_ms = np.array([delay for _, delay in run.delays_ms]) - run.minimum_ms
     assert added_ms.max() > 300  # it did follow
     assert added_ms[-100:].max() < 60
     assert np.median(added_ms) < 60
+    # Ten seconds after the path has recovered, both times, it is what it was before.
+    when_ms = np.array([when for when, _ in run.delays_ms])
+    before_ms = np.median(added_ms[when_ms < 15_000])
+    for recovered_ms in (25_600, 69_300):
+        after = (when_ms >= recovered_ms + 10_000) & (when_ms < recovered_ms + 12_000)
+        assert added_ms[after].max() <= before_ms + 25
 
 
 @pytest.mark.shared
