@@ -252,6 +252,16 @@ PLOTS: dict[str, Callable[[Figures, "Axes"], bool]] = {
 }
 
 
+JITTER_LINES = {
+    "ours": (BLUE, "-"),
+    "ours+redundancy": (GREEN, "-"),
+    "server": (BLUE, ":"),
+    "server+redundancy": (GREEN, ":"),
+    "speexdsp": (VERMILION, "-"),
+    "fixed60": (YELLOW, "-"),
+}
+
+
 def draw_jitter(
     trace: str,
     network: Delays,
@@ -269,13 +279,13 @@ def draw_jitter(
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.plot(*_seconds(network), ".", color=GREY, markersize=1.5, label="packets come")
-        colours = (BLUE, GREEN, VERMILION, YELLOW)
-        for (receiver, delays), colour in zip(played.items(), colours, strict=False):
-            axes.plot(*_seconds(delays), color=colour, linewidth=1, label=receiver)
+        for receiver, delays in played.items():
+            colour, line = JITTER_LINES[receiver]
+            axes.plot(*_seconds(delays), line, color=colour, linewidth=1, label=receiver)
         axes.set_xlabel("s")
         axes.set_ylabel("ms after the quickest packet")
         axes.set_title(trace, loc="left")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5)
+        figure.legend(loc="outside lower center", ncols=4)
         figure.savefig(folder / f"{trace}.png")
 
 
