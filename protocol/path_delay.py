@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -66,6 +66,10 @@ MAX_RISE_NS: Final = 100 * MS  # that is expected
 # drains: the path has become that slow, whatever was seen of it before.
 SETTLED_PACKETS: Final = 2
 SETTLED_NS: Final = 15 * MS
+# Where the last packets all came in time for less than this by so much, an outage is over, however
+# many frames it made late.  Copies come sooner than that.
+CALM_PACKETS: Final = 50
+CALM_NS: Final = 100 * MS
 
 
 class Losing(NamedTuple):
@@ -73,16 +77,20 @@ class Losing(NamedTuple):
 
     loss_ms_per_percent: how much delay a per cent of late frames is worth.  slow_frames: see
     QUICK_FRAMES.  quick_times: by how much the quick memory may say less than the slow one.
+    calm_ms: no margin is worth waiting that is above the latest of the last packets (CALM_PACKETS)
+    by more than this, which leaves room for spikes, or for copies: an outage or a queue that is
+    over is not waited for, however many frames it made late.
     """
 
     loss_ms_per_percent: int
     slow_frames: int
     quick_times: int
+    calm_ms: int
 
 
-PLAIN: Final = Losing(20, 400, 10)
+PLAIN: Final = Losing(20, 400, 10, 100)
 # Copies are sent because frames are missing, in bursts: not to wait for them would waste them.
-COPIED: Final = Losing(200, 800, 100)
+COPIED: Final = Losing(200, 800, 100, 250)
 SPARE_COPY_SHARE: Final = 0.0015  # of a frame that comes as late
 
 
@@ -140,7 +148,7 @@ class PathDelay:
         self._late = np.zeros((3, MAX_MARGIN_MS + 1), np.float32)
         self._missing = 0.0  # share of the frames that have not come, remembered like what is rare
         self._queue = _Queue()
-        self._lately_ns: deque[int] = deque(maxlen=SETTLED_PACKETS)  # transits
+        self._lately_ns: deque[int] = deque(maxlen=CALM_PACKETS)  # transits
         self.base_ns: int | None = None
         self.latest_ns = 0  # relative delay of the last packet, whatever it is
         self.frames = 0
@@ -257,9 +265,9 @@ class PathDelay:
     def _settled_ns(self, here_ns: int) -> int:
         """The least margin that suits the last packets, if they came alike: of those that are all
         late by the margin there is now, the latest decides, else none is to become late."""
-        lately_ns = self._lately_ns
-        least_ns, most_ns = min(lately_ns), max(lately_ns)
-        if len(lately_ns) < SETTLED_PACKETS or most_ns - least_ns > SETTLED_NS:
+        last_ns = list(islice(reversed(self._lately_ns), SETTLED_PACKETS))
+        least_ns, most_ns = min(last_ns), max(last_ns)
+        if len(last_ns) < SETTLED_PACKETS or most_ns - least_ns > SETTLED_NS:
             return 0
         assert self.base_ns is not None
         latest_ns = most_ns - self.base_ns
@@ -292,6 +300,9 @@ class PathDelay:
         for later in range(1, pulls):
             costs[:-later] += late_ms[later:] / pulls
         costs[sooner + 1 :] -= ahead_ns / MS
+        assert self.base_ns is not None
+        calm_ns = max(self._lately_ns) - self.base_ns + self._losing.calm_ms * MS
+        costs[bisect_left(margins_ns, calm_ns) + 1 :] = np.inf
         least = bisect_left(margins_ns, self._settled_ns(here))
         costs[: min(least, len(costs) - 1)] = np.inf
         best = int(costs.argmin())

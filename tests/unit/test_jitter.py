@@ -316,6 +316,20 @@ def test_a_spike_leaves_the_delay_as_it_was() -> None:
     assert played == [i for i in range(400) if i not in (300, 301, 302)]
 
 
+def test_a_queue_that_is_over_is_not_waited_for() -> None:
+    """Two seconds after it has drained, whatever is remembered of it, most of its delay is gone."""
+    delays_ms = jittered(1_400)
+    for i in range(1_000, 1_300):
+        delays_ms[i] += (i - 1_000) * 1.2
+    for i in range(1_300, 1_320):
+        delays_ms[i] += 18 * (1_320 - i)
+    assert play_over(delays_ms[:1_300]).delay_ns > 350 * MS
+    after = play_over(delays_ms)
+    assert after.delay_ns <= 120 * MS
+    assert after.skipped_samples == 0
+    assert after.concealed_samples <= 7 * FRAME, "it was shortened, and nothing of it left out"
+
+
 @pytest.mark.parametrize("phase_ms", [1, 6, 11, 16])
 @pytest.mark.parametrize("samples", [FRAME // 2, FRAME])
 def test_a_path_that_becomes_slower_for_good_is_followed_at_once(
