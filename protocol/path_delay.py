@@ -66,10 +66,7 @@ MAX_RISE_NS: Final = 100 * MS  # that is expected
 # drains: the path has become that slow, whatever was seen of it before.
 SETTLED_PACKETS: Final = 2
 SETTLED_NS: Final = 15 * MS
-# Where the last packets all came in time for less than this by so much, an outage is over, however
-# many frames it made late.  Copies come sooner than that.
-CALM_PACKETS: Final = 50
-CALM_NS: Final = 100 * MS
+CALM_PACKETS: Final = 50  # see Losing
 
 
 class Losing(NamedTuple):
