@@ -123,7 +123,7 @@ def find(listeners: int, talkers: int, seconds: float, **options: Any) -> dict[s
     def attempt(count: int) -> dict[str, Any]:
         return measure(count, talkers, seconds, **options)
 
-    return search_most(attempt, listeners, MOST, "listeners")
+    return search_most(attempt, listeners, MOST)
 
 
 def _flags(listeners: int, talkers: int, packet_ms: int) -> tuple[str, ...]:

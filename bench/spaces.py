@@ -213,7 +213,7 @@ def find(spaces: int, seconds: float) -> dict[str, Any]:
     search begins with `spaces`.  -> the figures of that number, with `tries` and `limit`
     (bench/search.py).  Raises AudienceError if even one space is too many, AudioError,
     ProcessError."""
-    return search_most(lambda count: measure(count, seconds), spaces, MOST, "spaces")
+    return search_most(lambda count: measure(count, seconds), spaces, MOST)
 
 
 @click.command("spaces")

@@ -1,8 +1,8 @@
 """Other servers beside ours, in one run on one machine: how many listeners does a core carry?
 
 Every server gets the same core and the same speech, and its listeners are counted in the same way.
-For each the largest audience is searched of which less than 0.5 % of the packets are lost, and that
-audience is then measured for longer, or a smaller one if it is not carried for so long.  `floor` is
+For each the largest audience is searched of which less than 0.5 % of the packets are lost, each of
+them measured for as long as is asked (bench/search.py).  `floor` is
 what the kernel asks for our server's datagrams, sent from a prebuilt table without sealing or
 anything else (bench/floor.py).
 
@@ -11,8 +11,7 @@ Keys of a row, all of them in every row (null where there is no such figure):
     peer, version           which server; of `floor`, the system
     encrypted, mixes        whether each listener's packets are sealed, and carry all the talkers
     talkers
-    listeners               the largest audience that loses less than 0.5 %; of a row that is not
-                            valid, the last that was tried
+    listeners               the largest audience that loses less than 0.5 %
     stopped_by              what went wrong with the next larger one
     seconds, expected, delivered, loss
     cpu_us_per_packet       the server's CPU, as the system says, by packets delivered
@@ -26,8 +25,7 @@ Keys of a row, all of them in every row (null where there is no such figure):
                             (row `spaces-crowd`); by default so in spaces of more than 1,000
     generator_busy, generator_lateness_ms   share of the time in which it did not rest; its own
                             packets' p99
-    valid, reason           false where the generator, not the server, was the limit, or no audience
-                            was carried for all of `seconds`, and why
+    valid, reason           false where nobody was carried, and why
 """
 
 import functools
@@ -51,15 +49,16 @@ from bench.peers import janus
 from bench.peers.jamulus import MOST_CLIENTS, Jamulus
 from bench.peers.mumble import Mumble
 from bench.process import ProcessError, without_collector
-from bench.search import ATTEMPTS, TRY_S, UnmeasurableError, search, trouble_in
+from bench.search import attempts
+from bench.search import find as search_most
 from bench.show import json_option
 from bench.speech import encode_speech
 from spaces_client.audio import AudioError
 from spaces_server import AGENT
 
-LAST_TRIES = 8  # down to three quarters of what was found
-STEP_BACK = 0.04  # from one of them to the next, of the audience
 TICKS_A_SECOND = 50
+# With what a try may fail.
+ERRORS = (ProcessError, janus.JanusError, AudienceError, OSError)
 
 OURS, OURS_IN_CROWD, FLOOR = "spaces", "spaces-crowd", "floor"
 KEYS = (
@@ -203,47 +202,24 @@ def _measure(
         say(f"{peer.name}: {why}")
         return {**nothing, "reason": why}
 
-    def attempt(listeners: int, seconds: float = TRY_S) -> tuple[Figures | None, str]:
-        say(f"{peer.name}, {talkers} talking: {listeners} listeners")
-        for _ in range(ATTEMPTS):
-            figures, trouble = _attempt(peer, listeners, talkers, seconds, speech())
-            say(f"    {trouble or 'carried'}")
-            if not trouble:
-                break
-        return figures, trouble
+    def measured(listeners: int) -> Figures:
+        gc.collect()
+        with without_collector():
+            return peer.measure(listeners, talkers, seconds, speech())
+
+    def told(listeners: int, line: str) -> None:
+        say(f"{peer.name}, {talkers} talking, {listeners} listeners: {line}")
 
     if not find:
-        figures, trouble = attempt(listeners, seconds)
+        figures, trouble = attempts(
+            lambda: measured(listeners), ERRORS, lambda line: told(listeners, line)
+        )
         return figures or {**nothing, "reason": trouble}
     try:
-        listeners, limit = search(lambda n: attempt(n)[1], listeners, most)
-    except UnmeasurableError as error:
+        figures = search_most(measured, listeners, most, ERRORS, told)
+    except AudienceError as error:
         return {**nothing, "reason": str(error)}
-    for _ in range(LAST_TRIES):
-        figures, trouble = attempt(listeners, seconds)
-        if figures is not None and not trouble:
-            return {**figures, "stopped_by": limit}
-        limit = trouble
-        if listeners == 1:
-            break
-        # It was carried only just, and for a short time.
-        listeners = min(listeners - 1, round(listeners * (1 - STEP_BACK)))
-    reason = f"carried for {TRY_S:g} s, but not for {seconds:g} s: {limit}"
-    return {**(figures or {}), **nothing, "reason": reason}
-
-
-def _attempt(
-    peer: Peer, listeners: int, talkers: int, seconds: float, speech: Speech
-) -> tuple[Figures | None, str]:
-    """-> (the figures if there are any, what is wrong with them or why there are none)."""
-    gc.collect()
-    try:
-        with without_collector():
-            figures = peer.measure(listeners, talkers, seconds, speech)
-    except (ProcessError, janus.JanusError, AudienceError, OSError) as error:
-        return None, str(error)
-    trouble = trouble_in(figures)
-    return figures, trouble and f"{listeners} listeners: {trouble}"
+    return {**figures, "stopped_by": figures["limit"]}
 
 
 def _floor(ours: Figures) -> Figures:

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -13,7 +14,6 @@ from bench.audience import AudienceError
 from bench.peers.addresses import Addresses, rows
 from bench.peers.run import (
     KEYS,
-    LAST_TRIES,
     OURS,
     Candidate,
     Figures,
@@ -22,32 +22,32 @@ from bench.peers.run import (
     command,
     measure,
 )
-from bench.search import ATTEMPTS, CLOSE_ENOUGH, TRIES, TRY_S, UnmeasurableError, find, search
+from bench.search import ATTEMPTS, CLOSE_ENOUGH, TRIES, Attempt, find, search
 
 
 class Pretended:
-    """A server that carries so many, and fewer when it takes longer.  stalls: whether something
-    is lost when a number of listeners is tried for the first time."""
+    """A server that carries so many, with all of its core.  stalls: whether something is lost when
+    a number of listeners is tried for the first time."""
 
-    def __init__(self, name: str, short: int, long: int, *, stalls: bool = False) -> None:
+    def __init__(self, name: str, most: int, *, stalls: bool = False) -> None:
         self.name = name
-        self.long_tries: list[int] = []
-        self._short, self._long, self._stalls = short, long, stalls
-        self._tried: set[tuple[int, float]] = set()
+        self.tried: Counter[int] = Counter()
+        self._most, self._stalls = most, stalls
 
     def missing(self) -> None:
         return None
 
     def measure(self, listeners: int, talkers: int, seconds: float, speech: Speech) -> Figures:
-        most = self._short
-        if seconds > TRY_S:
-            most = self._long
-            self.long_tries.append(listeners)
-        stalled = self._stalls and (listeners, seconds) not in self._tried
-        self._tried.add((listeners, seconds))
-        loss = 0.02 if listeners > most or stalled else 0.0
-        who = {"peer": self.name, "talkers": talkers, "listeners": listeners}
-        return {**who, "loss": loss, "valid": True, "reason": ""}
+        self.tried[listeners] += 1
+        stalled = self._stalls and self.tried[listeners] == 1
+        who = {"peer": self.name, "talkers": talkers, "listeners": listeners, "seconds": seconds}
+        return {**who, **figures(listeners, self._most, stalled=stalled)}
+
+
+def figures(count: int, most: int, *, stalled: bool = False) -> Figures:
+    """Of a server that carries so many at most."""
+    loss = 0.02 if count > most or stalled else 0.0
+    return {"loss": loss, "valid": True, "reason": "", "server_cpu": min(1.0, count / (most or 1))}
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, *peers: Pretended) -> list[Figures]:
@@ -57,79 +57,103 @@ def measured(monkeypatch: pytest.MonkeyPatch, *peers: Pretended) -> list[Figures
     return rows
 
 
-@pytest.mark.parametrize("limit", [1, 2, 7, 66, 400, 999, 1_000, 1_001, 1_400, 5_000])
-def test_the_search_finds_the_largest_audience_that_is_carried(limit: int) -> None:
+def searched(
+    most: int, start: int, room: int, cpu: Callable[[int], float]
+) -> tuple[Figures, str, list[int]]:
+    """-> (the figures of what was found, what was wrong with more, what was tried), with a server
+    that carries so many and takes so much of its core for a number."""
     tried: list[int] = []
 
-    def trouble_with(listeners: int) -> str:
-        tried.append(listeners)
-        return "" if listeners <= limit else f"{listeners} are too many"
+    def attempt(count: int) -> Attempt:
+        tried.append(count)
+        trouble = "" if count <= most else "too many"
+        return {"count": count, "server_cpu": cpu(count)}, trouble
 
-    found, why = search(trouble_with, 1_000, 50_000) if limit > 40 else search(trouble_with, 9, 50)
-    assert limit / (1 + CLOSE_ENOUGH) - 1 <= found <= limit
-    assert why == f"{min(one for one in tried if one > limit)} are too many"
+    return *search(attempt, start, room), tried
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 66, 400, 999, 1_000, 1_001, 1_400, 5_000])
+@pytest.mark.parametrize("share", [0.2, 0.8, 1.0, 1.3])
+def test_the_search_finds_the_largest_audience_that_is_carried(limit: int, share: float) -> None:
+    """Whether CPU is what limits the server or not."""
+    start, room = (1_000, 50_000) if limit > 40 else (9, 50)
+    found, why, tried = searched(limit, start, room, lambda count: share * count / limit)
+    assert limit / (1 + CLOSE_ENOUGH) - 1 <= found["count"] <= limit
+    assert why == f"{min(one for one in tried if one > limit)}: too many"
     assert len(tried) == len(set(tried)) <= TRIES
+
+
+def test_where_cpu_is_the_limit_few_numbers_are_tried() -> None:
+    for most in (1_100, 2_000, 3_400, 3_900):
+        _, _, tried = searched(most, 1_000, 50_000, lambda count, most=most: 0.97 * count / most)
+        assert len(tried) <= 4
+
+
+def test_a_server_of_two_cores_is_full_when_both_are() -> None:
+    tried: list[int] = []
+
+    def attempt(count: int) -> Attempt:
+        tried.append(count)
+        cpu = {"server_cpu": 2 * count / 3_000, "server_cores": 2}
+        return cpu, "" if count <= 3_000 else "too many"
+
+    search(attempt, 1_500, 50_000)
+    assert tried[:2] == [1_500, 3_000]
 
 
 def test_a_number_that_fails_once_is_tried_again() -> None:
     tried: Counter[int] = Counter()
+    said: list[str] = []
 
     def measure(count: int) -> Figures:
         tried[count] += 1
-        if tried[count] == 1 and count % 3 == 0:
+        if tried[count] == 1 and count % 2 == 0:
             raise AudienceError("the server does not answer")
-        stalls = tried[count] == 1 and count % 3 == 1
-        return {"count": count, "loss": 0.02 * (stalls or count > 500), "valid": True, "reason": ""}
+        return {"count": count, **figures(count, 500, stalled=tried[count] == 1)}
 
-    figures = find(measure, 100, 1_000, "listeners")
-    assert 500 / (1 + CLOSE_ENOUGH) <= figures["count"] <= 500
-    assert figures["loss"] == 0
-    assert figures["limit"].endswith("listeners: 2.00% lost")
-    assert set(tried.values()) == {1, ATTEMPTS}
-    assert figures["tries"] == tried.total()
+    found = find(measure, 100, 1_000, say=lambda count, line: said.append(f"{count} {line}"))
+    assert 500 / (1 + CLOSE_ENOUGH) <= found["count"] <= 500
+    assert found["loss"] == 0
+    assert found["limit"].endswith(": 2.00% lost")
+    assert set(tried.values()) == {ATTEMPTS}
+    assert found["tries"] == tried.total() == len(said)
+    assert said[:2] == ["100 the server does not answer", "100 carried"]
 
 
 def test_the_search_stops_at_the_room_there_is_and_says_so() -> None:
-    assert search(lambda listeners: "", 100, 149) == (
-        149,
-        "there is room for no more than 149",
-    )
+    found, why, _ = searched(1_000, 100, 149, lambda count: count / 1_000)
+    assert (found["count"], why) == (149, "there is room for no more than 149")
 
 
 def test_a_server_that_carries_nobody_is_not_measured() -> None:
-    with pytest.raises(UnmeasurableError, match="does not start"):
-        search(lambda listeners: "it does not start", 1_000, 50_000)
+    with pytest.raises(AudienceError, match="1: it does not start"):
+        search(lambda listeners: (None, "it does not start"), 50, 50_000)
 
 
 def test_a_row_has_what_was_carried_for_all_of_its_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ours, other = Pretended(OURS, 1_000, 1_000), Pretended("other", 100, 90)
-    ours_row, row = measured(monkeypatch, ours, other)
+    other = Pretended("other", 90)
+    ours_row, row = measured(monkeypatch, Pretended(OURS, 1_000), other)
     assert row["valid"]
     assert row["loss"] == 0
+    assert row["seconds"] == 10.0
     assert 86 <= row["listeners"] <= 90
-    assert row["stopped_by"] == f"{other.long_tries[-2]} listeners: 2.00% lost"
+    assert row["stopped_by"] == f"{min(n for n in other.tried if n > 90)}: 2.00% lost"
     assert row["times_fewer"] == ours_row["listeners"] / row["listeners"]
 
 
 def test_a_stall_makes_no_server_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    (calm,) = measured(monkeypatch, Pretended("peer", 100, 100))
-    (stalled,) = measured(monkeypatch, Pretended("peer", 100, 100, stalls=True))
+    (calm,) = measured(monkeypatch, Pretended("peer", 100))
+    (stalled,) = measured(monkeypatch, Pretended("peer", 100, stalls=True))
     assert stalled == calm
 
 
-def test_a_server_that_carries_nobody_for_long_has_an_invalid_row(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ours, other = Pretended(OURS, 1_000, 1_000), Pretended("other", 100, 0)
-    _, row = measured(monkeypatch, ours, other)
+def test_a_server_that_carries_nobody_has_an_invalid_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, row = measured(monkeypatch, Pretended(OURS, 1_000), Pretended("other", 0))
     assert row["valid"] is False
-    assert row["reason"].startswith("carried for 3 s, but not for 10 s: ")
-    assert row["reason"].endswith(f"{row['listeners']} listeners: 2.00% lost")
+    assert row["reason"] == "1: 2.00% lost"
     assert row["times_fewer"] is None
-    assert len(set(other.long_tries)) == LAST_TRIES
-    assert min(other.long_tries) == row["listeners"]
 
 
 def test_a_server_that_is_not_installed_gets_a_row_that_says_so(
