@@ -58,4 +58,6 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@$(PIP) install --quiet --use-pep517 --require-hashes -r requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m protocol.get_libopus || \
+		echo "So what is lost of speech will be concealed without deep PLC, by the libopus at hand."
 	@touch $@

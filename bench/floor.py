@@ -210,7 +210,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count() or 1,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "libopus": f"{LIBRARY.version} ({LIBRARY.origin})",
+        "libopus": str(LIBRARY),
         "cryptography": cryptography_version,
         "seals": best_seals().name,
     }

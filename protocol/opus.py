@@ -1,9 +1,7 @@
 """Opus over numpy buffers: libopus is called directly, and nothing is allocated but the packet.
 
-`opuslib` supplies the bindings. It takes whatever libopus `ctypes.util.find_library` names when
-it is imported, so this module looks for the newest usable library first and imports it against
-that one. An encoder's whole state is one block of bytes which we own; that is what lets a mix
-class fork it.
+`opuslib` supplies the bindings, to the library that `protocol.libopus` chooses. An encoder's whole
+state is one block of bytes which we own; that is what lets a mix class fork it.
 
 One Encoder or Decoder belongs to one thread at a time; different ones may run in parallel, because
 ctypes releases the GIL during a call.
@@ -12,127 +10,29 @@ ctypes releases the GIL during a call.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
-import importlib.util
-import os
-import re
-import warnings
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.libopus import OpusError as OpusError  # raised here too
+from protocol.libopus import find_library, import_opuslib
+
 SAMPLE_RATE: Final = 48_000
 MAX_PACKET_SAMPLES: Final = 5_760  # 120 ms, RFC 6716 section 3.2.5
 MAX_PACKET_BYTES: Final = 4_000  # 60 ms at the highest rate are 3 frames of at most 1,275 bytes
 GRAIN_SAMPLES: Final = 120  # 2.5 ms: concealment comes in multiples of it
-# Of a decoder: from here on a libopus of 1.5 or newer that was built with it conceals by deep PLC,
-# which costs something where packets are lost. 6 and 7 improve low rates of SILK too (LACE and
-# NoLACE), in every frame: for the one stream of a client, not for all of a server's.
+# Of a decoder: from here on a libopus that was built with it (1.5 or newer) conceals by deep PLC:
+# 0.5 ms for a frame of 20 ms, as much as for ten decodes. 6 and 7 improve low rates of SILK too
+# (LACE and NoLACE), in every frame: for the one stream of a client, not for all of a server's.
 DEEP_PLC_COMPLEXITY: Final = 5
 ENCODER_SAMPLES: Final = frozenset({120, 240, 480, 960, 1_920, 2_880})
 
 Samples = NDArray[np.float32]
 
 
-class OpusError(Exception):
-    """libopus is missing, or refused a packet or a setting."""
-
-
-@dataclass(frozen=True, slots=True)
-class Library:
-    """The libopus in use.
-
-    `path` is what was handed to the dynamic loader. `version` is the library's own word ("1.5.2")
-    or, for a build that does not know its own, the first release with the functions found ("1.6+").
-    `origin` is "override", "system" or "bundled".
-    """
-
-    path: str
-    version: str
-    origin: str
-
-
-# A build outside of the release tree calls itself "libopus unknown". What it can do still tells.
-_FIRST_RELEASE_WITH: Final = (("opus_encode24", (1, 6)), ("opus_dred_alloc", (1, 5)))
-
-
-def _version(library: ctypes.CDLL) -> tuple[tuple[int, ...], str]:
-    """The version of a loaded libopus, to compare and to show. AttributeError if it is none."""
-    version_string = library.opus_get_version_string
-    version_string.restype = ctypes.c_char_p
-    stated = re.search(r"\d+(\.\d+)+", version_string().decode("ascii", "replace"))
-    if stated:
-        return tuple(map(int, stated[0].split("."))), stated[0]
-    for name, release in _FIRST_RELEASE_WITH:
-        if hasattr(library, name):
-            return release, ".".join(map(str, release)) + "+"
-    return (0,), "unknown"
-
-
-def _bundled_path() -> str | None:
-    # find_spec does not run the package: its loader would load and bind a library of its own.
-    package = importlib.util.find_spec("opuslib_next")
-    for folder in (package and package.submodule_search_locations) or ():
-        for suffix in ("so", "dylib", "dll"):
-            path = Path(folder, "_native", f"libopus.{suffix}")
-            if path.is_file():
-                return str(path)
-    return None
-
-
-def _find_library() -> Library:
-    """SPACES_LIBOPUS outright, otherwise the newer one of the system's and the bundled one."""
-    override = os.environ.get("SPACES_LIBOPUS")
-    if override:
-        try:
-            return Library(override, _version(ctypes.CDLL(override))[1], "override")
-        except (OSError, AttributeError) as error:
-            raise OpusError(f"SPACES_LIBOPUS={override} is not a usable libopus: {error}") from None
-    found: list[tuple[tuple[int, ...], Library]] = []
-    for origin, path in (
-        ("system", ctypes.util.find_library("opus")),
-        ("bundled", _bundled_path()),
-    ):
-        if path is None:
-            continue
-        try:
-            order, shown = _version(ctypes.CDLL(path))
-        except (OSError, AttributeError):
-            continue  # built for another machine, or no libopus: the other one may do
-        found.append((order, Library(path, shown, origin)))
-    if not found:
-        raise OpusError(
-            "no usable libopus: install it (Debian: libopus0, macOS: brew install opus), or"
-            " pip install opuslib-next-bundled, or set SPACES_LIBOPUS to the library's path"
-        )
-    return max(found, key=lambda candidate: candidate[0])[1]
-
-
-def _import_opuslib(library: Library) -> Any:
-    original = ctypes.util.find_library
-    ctypes.util.find_library = lambda name: library.path
-    try:
-        with warnings.catch_warnings():
-            # opuslib 3.0.1 compares with `is not 0`; Python warns when it first compiles that.
-            warnings.simplefilter("ignore", SyntaxWarning)
-            import opuslib
-            import opuslib.api.decoder
-            import opuslib.api.encoder
-    finally:
-        ctypes.util.find_library = original
-    if opuslib.api.lib_location != library.path:
-        raise OpusError(
-            f"opuslib was imported before, against {opuslib.api.lib_location}:"
-            f" import protocol.opus first, to have it use {library.path}"
-        )
-    return opuslib
-
-
-LIBRARY: Final = _find_library()
-_opuslib = _import_opuslib(LIBRARY)
+LIBRARY: Final = find_library()
+_opuslib = import_opuslib(LIBRARY)
 _libopus = _opuslib.api.libopus
 _encoder_binding = _opuslib.api.encoder
 _decoder_binding = _opuslib.api.decoder
@@ -332,8 +232,7 @@ class Encoder:
 class Decoder:
     """One Opus decoder at 48 kHz; mono and stereo packets both come out as `channels`.
 
-    `complexity` of 5 and more turns deep concealment on in a libopus of 1.5 or newer that was
-    built with it; older ones have no such setting and leave it at that.
+    `complexity`: see DEEP_PLC_COMPLEXITY.
     """
 
     def __init__(self, channels: int = 1, *, complexity: int = 0) -> None:
@@ -342,11 +241,8 @@ class Decoder:
         self._memory = ctypes.create_string_buffer(_decoder_binding.libopus_get_size(channels))
         self._state = ctypes.cast(self._memory, _decoder_binding.DecoderPointer)
         _checked(_decoder_init(self._state, SAMPLE_RATE, channels), "decoder")
-        result = _decoder_ctl(
-            self._state, _opuslib.SET_COMPLEXITY_REQUEST, ctypes.c_int(complexity)
-        )
-        if result != _opuslib.UNIMPLEMENTED:
-            _checked(result, f"decoder complexity = {complexity}")
+        self._complexity = complexity
+        self._set_complexity(complexity)
         self._saved = ctypes.create_string_buffer(self._memory.raw, len(self._memory))
 
     def decode(self, packet: bytes, out: Samples) -> int:
@@ -369,10 +265,17 @@ class Decoder:
         self._check_grain(out)
         return self._run(packet, len(packet), out, fec=True)
 
-    def conceal(self, out: Samples) -> int:
-        """Fill `out` (a multiple of 120 long, up to 5760) by concealment; return the length."""
+    def conceal(self, out: Samples, *, plainly: bool = False) -> int:
+        """Fill `out` (a multiple of 120 long, up to 5760) by concealment; return the length.
+        plainly: without deep PLC, which takes ten times as long."""
         self._check_grain(out)
-        return self._run(None, 0, out, fec=False)
+        if not plainly:
+            return self._run(None, 0, out, fec=False)
+        self._set_complexity(0)
+        try:
+            return self._run(None, 0, out, fec=False)
+        finally:
+            self._set_complexity(self._complexity)
 
     def reset(self) -> None:
         """Forget the signal."""
@@ -385,6 +288,13 @@ class Decoder:
     def restore(self) -> None:
         """Go back to what was kept last: forget what was decoded and concealed since."""
         ctypes.memmove(self._memory, self._saved, len(self._memory))
+
+    def _set_complexity(self, complexity: int) -> None:
+        result = _decoder_ctl(
+            self._state, _opuslib.SET_COMPLEXITY_REQUEST, ctypes.c_int(complexity)
+        )
+        if result != _opuslib.UNIMPLEMENTED:  # older ones have no such setting
+            _checked(result, f"decoder complexity = {complexity}")
 
     def _check_grain(self, out: Samples) -> None:
         if not 0 < len(out) <= MAX_PACKET_SAMPLES or len(out) % GRAIN_SAMPLES:

@@ -7,6 +7,7 @@ one. The server pulls 20 ms of each source a tick, a client pulls its one mixed 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -25,13 +26,27 @@ SOFT: Final = 0.1  # of what was loudest lately, -20 dB
 LOUD_DECAY: Final = 0.995  # a frame; half of it after 3 s of frames of 20 ms
 
 
+def always() -> bool:
+    """Of who plays one stream: there is time for it."""
+    return True
+
+
 class Playout:
     """Packets in by `insert`, PCM out by `pull`. `complexity` is the decoder's; `low_delay`: see
-    JitterBuffer."""
+    JitterBuffer. `may_conceal_deeply` is asked whenever a frame is concealed: whether there is time
+    for deep PLC."""
 
-    def __init__(self, channels: int = 1, *, complexity: int = 0, low_delay: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int = 1,
+        *,
+        complexity: int = 0,
+        low_delay: bool = False,
+        may_conceal_deeply: Callable[[], bool] = always,
+    ) -> None:
         self._jitter = JitterBuffer(low_delay=low_delay)
         self._decoder = Decoder(channels, complexity=complexity)
+        self._may_conceal_deeply = may_conceal_deeply
         per_sample = () if channels == 1 else (channels,)
         self._pcm: Samples = np.zeros(
             (MAX_PACKET_SAMPLES + MAX_LAG_SAMPLES, *per_sample), np.float32
@@ -159,10 +174,10 @@ class Playout:
             else:
                 decoder.save()
                 self._saved_timestamp = operation.timestamp
-                decoder.conceal(pcm)
+                decoder.conceal(pcm, plainly=not self._may_conceal_deeply())
         except OpusError:
             self._jitter.stats.corrupt += 1
-            decoder.conceal(pcm)
+            decoder.conceal(pcm, plainly=not self._may_conceal_deeply())
         self._start, self._end = operation.skip, samples
         self._left_timestamp = operation.timestamp + operation.skip
         if operation.first or self._silent or operation.skip:

@@ -31,7 +31,7 @@ class _Topics(click.Group):
 @click.group(
     cls=_Topics, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(AGENT, message=f"%(version)s, libopus {LIBRARY.version} ({LIBRARY.origin})")
+@click.version_option(AGENT, message=f"%(version)s, libopus {LIBRARY}")
 def main() -> None:
     """Live audio rooms: host one, or join one by its link.
 

@@ -78,7 +78,7 @@ def _six_reactions(_context: Any, _parameter: Any, text: str) -> tuple[str, ...]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(AGENT, message=f"%(version)s, libopus {LIBRARY.version} ({LIBRARY.origin})")
+@click.version_option(AGENT, message=f"%(version)s, libopus {LIBRARY}")
 def main() -> None:
     """Host live audio rooms."""
 

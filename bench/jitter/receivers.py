@@ -104,7 +104,7 @@ class Framewise:
 
     def __init__(self, trace: Trace) -> None:
         self.heard = Heard()
-        self._decoder = Decoder()
+        self._decoder = Decoder(complexity=DECODER_COMPLEXITY)
         self._payloads: dict[int, tuple[Sent, bytes]] = {}
         self._least_ms = trace.least_ms
         self._spurt = False

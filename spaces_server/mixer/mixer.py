@@ -33,6 +33,26 @@ B = TypeVar("B")
 ParallelMap = Callable[[Callable[[A], B], Iterable[A]], Iterable[B]]
 
 
+# Frames that are concealed by deep PLC in one tick, which takes 0.5 ms each (protocol/opus.py).
+# Where the server's own line has an outage, all speakers' frames are missing at once.
+MOST_DEEP_PLC = 6
+
+
+class DeepPlc:
+    """What is left of a tick's time for deep PLC; asked before each concealment."""
+
+    def __init__(self) -> None:
+        self._left = 0
+
+    def begin(self) -> None:
+        """A tick."""
+        self._left = MOST_DEEP_PLC
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        return self._left >= 0
+
+
 @dataclass(slots=True)
 class MixerStats:
     """Counters since the start; `classes` is of the last tick."""
@@ -48,8 +68,13 @@ class SpaceMix:
     """Sources and plan of one space."""
 
     def __init__(
-        self, new_encoder: Callable[[], Encoder], crowd: Crowd, profile: Profile = VOICE
+        self,
+        new_encoder: Callable[[], Encoder],
+        crowd: Crowd,
+        profile: Profile,
+        deep_plc: DeepPlc,
     ) -> None:
+        self._deep_plc = deep_plc
         self.plan = Plan(new_encoder, crowd, profile.channels)
         self.profile = profile
         self.sources: dict[int, Source] = {}  # member id -> source
@@ -77,7 +102,9 @@ class SpaceMix:
             return
         if member not in self._levellers and not self.profile.music:
             self._levellers[member] = Leveller(self.profile.frame_samples)
-        self.sources[member] = Source(seat, self._levellers.get(member), self.profile)
+        self.sources[member] = Source(
+            seat, self._levellers.get(member), self.profile, self._deep_plc
+        )
         self.plan.set_gain(member, member, 0.0)
         if len(self._planes) < len(self.sources):
             self._planes = np.zeros((len(self.sources) + 3, *self._shape), np.float32)
@@ -182,6 +209,7 @@ class Mixer:
         # In order: the same run gives the same batches.
         self._awake: dict[SpaceMix, None] = {}
         self._hurried: dict[SpaceMix, None] = {}  # those with frames of 10 ms
+        self._deep_plc = DeepPlc()
         self.complexity: int | None = None  # of all encoders from now on; None: as they were made
 
     @property
@@ -197,7 +225,8 @@ class Mixer:
     def open(self, profile: Profile = VOICE) -> SpaceMix:
         """Whoever wants little delay is in no crowd."""
         crowd = self._crowd if profile.frame_samples == FRAME_SAMPLES else NO_CROWDS
-        mix = SpaceMix(partial(self._new_encoder, **profile.encoding), crowd, profile)
+        new_encoder = partial(self._new_encoder, **profile.encoding)
+        mix = SpaceMix(new_encoder, crowd, profile, self._deep_plc)
         self._mixes[mix] = None
         return mix
 
@@ -238,6 +267,7 @@ class Mixer:
         if not half:
             numbered += [(mix, self.stats.ticks) for mix in self._awake]
         jobs: list[tuple[SpaceMix, MixClass, NDArray[np.float32]]] = []
+        self._deep_plc.begin()
         for mix, _ in numbered:
             decodes, classes = mix.mix(now_ns)
             self.stats.decodes += decodes

@@ -2,13 +2,14 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocol.opus import DEEP_PLC_COMPLEXITY
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
-from protocol.playout import Playout
+from protocol.playout import Playout, always
 from protocol.profile import VOICE, Profile
 from spaces_server.mixer.loudness import Leveller
 
@@ -55,9 +56,14 @@ class Source:
     """
 
     def __init__(
-        self, seat: int, leveller: Leveller | None = None, profile: Profile = VOICE
+        self,
+        seat: int,
+        leveller: Leveller | None = None,
+        profile: Profile = VOICE,
+        may_conceal_deeply: Callable[[], bool] = always,
     ) -> None:
-        """leveller: None leaves the speaker as they are.  profile: of the mix."""
+        """leveller: None leaves the speaker as they are.  profile: of the mix.
+        may_conceal_deeply: see Playout."""
         self.seat = seat
         self._leveller = leveller
         self.sounding = False
@@ -66,7 +72,10 @@ class Source:
         self.capture = 0
         self.stopped = False
         self._playout = Playout(
-            profile.channels, complexity=DEEP_PLC_COMPLEXITY, low_delay=profile.low_delay
+            profile.channels,
+            complexity=DEEP_PLC_COMPLEXITY,
+            low_delay=profile.low_delay,
+            may_conceal_deeply=may_conceal_deeply,
         )
         self.stats = self._playout.stats
 

@@ -18,7 +18,7 @@ from protocol.playout import Playout
 from spaces_server.mixer.egress import Egress
 from spaces_server.mixer.limiter import LIMIT, LOOK_AHEAD_SAMPLES
 from spaces_server.mixer.loudness import Leveller
-from spaces_server.mixer.mixer import Mixer, SpaceMix
+from spaces_server.mixer.mixer import MOST_DEEP_PLC, Mixer, SpaceMix
 from spaces_server.mixer.source import COUNTED, FRAME_SAMPLES, SILENT_LEVEL, Source, level_dbov
 from tests.unit.test_egress import Pair, deliver, pair
 
@@ -427,6 +427,31 @@ def test_sources_conceal_as_well_as_the_library_can(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(playout, "Decoder", note)
     Source(0)
     assert made == [DEEP_PLC_COMPLEXITY]
+
+
+def test_an_outage_of_all_speakers_at_once_leaves_a_tick_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted: list[bool] = []
+    conceal = Decoder.conceal
+
+    def note(decoder: Decoder, out: Samples, *, plainly: bool = False) -> int:
+        noted.append(plainly)
+        return conceal(decoder, out, plainly=plainly)
+
+    monkeypatch.setattr(Decoder, "conceal", note)
+    stage = MOST_DEEP_PLC + 3
+    rig = Rig(stage, 1)
+    rig.ticks(10, *range(stage))
+    noted.clear()
+    rig.tick()
+    assert noted == [False] * MOST_DEEP_PLC + [True] * 3
+    noted.clear()
+    rig.ticks(5, *range(stage))
+    noted.clear()
+    rig.ticks(2, *range(1, stage))  # one alone loses something
+    assert noted
+    assert not any(noted)
 
 
 # -- what became of their packets -----------------------------------------------------------------

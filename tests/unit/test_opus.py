@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import subprocess
-import sys
 import tracemalloc
 import wave
 from pathlib import Path
@@ -406,71 +403,3 @@ def test_nothing_grows_over_a_thousand_frames() -> None:
         tracemalloc.stop()
     assert after_bytes - before_bytes < 4_000
     assert peak_bytes - before_bytes < 10_000  # no frame-sized buffer made on the way
-
-
-# -- the library
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-SHOW = "from protocol import opus; print(opus.LIBRARY.origin, opus.LIBRARY.path)"
-WITHOUT_SYSTEM = "import ctypes.util; ctypes.util.find_library = lambda name: None; "
-WITHOUT_BUNDLED = (
-    "import importlib.util as u; real = u.find_spec; "
-    "u.find_spec = lambda name, *a: None if name == 'opuslib_next' else real(name, *a); "
-)
-
-
-def test_the_override_wins_outright() -> None:
-    path = opus.LIBRARY.path
-    result = run_python(SHOW, SPACES_LIBOPUS=path)
-    assert result.stdout.split() == ["override", path]
-
-
-@pytest.mark.parametrize("path", ["/nowhere/libopus.so", str(Path(__file__))])
-def test_an_unusable_override_is_an_error_that_names_it(path: str) -> None:
-    result = run_python(SHOW, SPACES_LIBOPUS=path)
-    assert result.returncode != 0
-    assert f"OpusError: SPACES_LIBOPUS={path}" in result.stderr
-
-
-def test_the_newest_is_taken() -> None:
-    found = {}
-    for prelude in (WITHOUT_SYSTEM, WITHOUT_BUNDLED):
-        shown = run_python(
-            prelude + "from protocol import opus; print(opus._version(opus._libopus)[0],"
-            " opus.LIBRARY.origin, sep='/')",
-            SPACES_LIBOPUS="",
-        )
-        if shown.returncode == 0:
-            version, origin = shown.stdout.strip().split("/")
-            found[origin] = tuple(int(part) for part in version.strip("(),").split(","))
-    assert found
-    taken = run_python(SHOW, SPACES_LIBOPUS="").stdout.split()[0]
-    assert found[taken] == max(found.values())
-
-
-def test_no_library_at_all_is_an_error_that_says_what_to_do() -> None:
-    result = run_python(WITHOUT_SYSTEM + WITHOUT_BUNDLED + SHOW, SPACES_LIBOPUS="")
-    assert result.returncode != 0
-    assert "OpusError: no usable libopus" in result.stderr
-    assert "SPACES_LIBOPUS" in result.stderr
-
-
-def test_opuslib_is_bound_to_the_library_reported() -> None:
-    result = run_python(
-        "import ctypes.util as u; f = u.find_library; from protocol import opus;"
-        "import opuslib.api; print(opuslib.api.lib_location == opus.LIBRARY.path,"
-        " u.find_library is f)"
-    )
-    assert result.stdout.split() == ["True", "True"]
