@@ -23,8 +23,9 @@ MAX_PACKET_SAMPLES: Final = 5_760  # 120 ms, RFC 6716 section 3.2.5
 MAX_PACKET_BYTES: Final = 4_000  # 60 ms at the highest rate are 3 frames of at most 1,275 bytes
 GRAIN_SAMPLES: Final = 120  # 2.5 ms: concealment comes in multiples of it
 # Of a decoder: from here on a libopus that was built with it (1.5 or newer) conceals by deep PLC:
-# 0.5 ms for a frame of 20 ms, as much as for ten decodes. 6 and 7 improve low rates of SILK too
-# (LACE and NoLACE), in every frame: for the one stream of a client, not for all of a server's.
+# 0.5 ms for a frame of 20 ms, as much as for ten decodes. 6 and 7 treat every frame besides (LACE
+# and NoLACE, made for low rates), for as much as two decodes more, and gained nothing at 32 kbit/s:
+# PESQ-WB over ten traces 3.625 instead of 3.633.
 DEEP_PLC_COMPLEXITY: Final = 5
 ENCODER_SAMPLES: Final = frozenset({120, 240, 480, 960, 1_920, 2_880})
 

@@ -30,6 +30,7 @@ from protocol.frames import ErrorCode, FrameError
 from protocol.link import Link
 from protocol.noise import NoiseError
 from protocol.opening import Opening
+from protocol.opus import DEEP_PLC_COMPLEXITY
 from protocol.packets import (
     MAX_DATAGRAM_BYTES,
     NO_COOKIE,
@@ -104,9 +105,6 @@ REFUSALS = {
     Refusal.WRONG_KEY: "the server has another key than the link says; ask for a new link",
     Refusal.FULL: "the server is full; try again later",
 }
-
-
-DECODER_COMPLEXITY = 7  # deep concealment, in a libopus that was built with it
 
 
 class Phase(Enum):
@@ -202,7 +200,7 @@ class Client:
     def _new_playout(self) -> Playout:
         return Playout(
             self.profile.channels,
-            complexity=DECODER_COMPLEXITY,
+            complexity=DEEP_PLC_COMPLEXITY,
             low_delay=self.profile.low_delay,
         )
 

@@ -14,7 +14,6 @@ from protocol.path_delay import MS
 from protocol.playout import Playout
 from protocol.profile import VOICE
 from spaces_client.audio import BLOCK_MS, BLOCK_SAMPLES
-from spaces_client.client import DECODER_COMPLEXITY
 
 Samples = NDArray[np.float32]
 
@@ -58,11 +57,10 @@ class Ours:
 
     pull_samples = VOICE.period_samples
     wait_ms = pull_samples / 48 / 2
-    complexity = DECODER_COMPLEXITY
 
     def __init__(self, trace: Trace) -> None:
         self.heard = Heard()
-        self._playout = Playout(complexity=self.complexity)
+        self._playout = Playout(complexity=DEEP_PLC_COMPLEXITY)
         self._due_ms = {p.number: p.send_ms + trace.least_ms for p in trace.packets}
         self._concealed = 0
 
@@ -92,7 +90,6 @@ class OnServer(Ours):
 
     pull_samples = VOICE.frame_samples
     wait_ms = pull_samples / 48 / 2
-    complexity = DEEP_PLC_COMPLEXITY
 
 
 class Framewise:
@@ -104,7 +101,7 @@ class Framewise:
 
     def __init__(self, trace: Trace) -> None:
         self.heard = Heard()
-        self._decoder = Decoder(complexity=DECODER_COMPLEXITY)
+        self._decoder = Decoder(complexity=DEEP_PLC_COMPLEXITY)
         self._payloads: dict[int, tuple[Sent, bytes]] = {}
         self._least_ms = trace.least_ms
         self._spurt = False
