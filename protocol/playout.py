@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from protocol.jitter import Action, JitterBuffer, JitterStats, Operation, Verdict
-from protocol.opus import MAX_PACKET_SAMPLES, Decoder, OpusError, Samples
+from protocol.opus import DEEP_PLC_COMPLEXITY, MAX_PACKET_SAMPLES, Decoder, OpusError, Samples
 from protocol.packets import AudioFlag, DownlinkAudio, UplinkAudio
 from protocol.stretch import MAX_LAG_SAMPLES, MIN_LAG_SAMPLES, lengthen, shorten
 
@@ -32,20 +32,19 @@ def always() -> bool:
 
 
 class Playout:
-    """Packets in by `insert`, PCM out by `pull`. `complexity` is the decoder's; `low_delay`: see
-    JitterBuffer. `may_conceal_deeply` is asked whenever a frame is concealed: whether there is time
-    for deep PLC."""
+    """Packets in by `insert`, PCM out by `pull`. `low_delay`: see JitterBuffer.
+    `may_conceal_deeply` is asked whenever a frame is concealed: whether there is time for deep
+    PLC."""
 
     def __init__(
         self,
         channels: int = 1,
         *,
-        complexity: int = 0,
         low_delay: bool = False,
         may_conceal_deeply: Callable[[], bool] = always,
     ) -> None:
         self._jitter = JitterBuffer(low_delay=low_delay)
-        self._decoder = Decoder(channels, complexity=complexity)
+        self._decoder = Decoder(channels, complexity=DEEP_PLC_COMPLEXITY)
         self._may_conceal_deeply = may_conceal_deeply
         per_sample = () if channels == 1 else (channels,)
         self._pcm: Samples = np.zeros(

@@ -30,7 +30,6 @@ from protocol.frames import ErrorCode, FrameError
 from protocol.link import Link
 from protocol.noise import NoiseError
 from protocol.opening import Opening
-from protocol.opus import DEEP_PLC_COMPLEXITY
 from protocol.packets import (
     MAX_DATAGRAM_BYTES,
     NO_COOKIE,
@@ -198,11 +197,7 @@ class Client:
         )
 
     def _new_playout(self) -> Playout:
-        return Playout(
-            self.profile.channels,
-            complexity=DEEP_PLC_COMPLEXITY,
-            low_delay=self.profile.low_delay,
-        )
+        return Playout(self.profile.channels, low_delay=self.profile.low_delay)
 
     # -- handshake --------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class Ours:
 
     def __init__(self, trace: Trace) -> None:
         self.heard = Heard()
-        self._playout = Playout(complexity=DEEP_PLC_COMPLEXITY)
+        self._playout = Playout()
         self._due_ms = {p.number: p.send_ms + trace.least_ms for p in trace.packets}
         self._concealed = 0
 

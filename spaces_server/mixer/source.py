@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.opus import DEEP_PLC_COMPLEXITY
 from protocol.packets import CAPTURE_UNIT_SAMPLES, UplinkAudio
 from protocol.playout import Playout, always
 from protocol.profile import VOICE, Profile
@@ -73,7 +72,6 @@ class Source:
         self.stopped = False
         self._playout = Playout(
             profile.channels,
-            complexity=DEEP_PLC_COMPLEXITY,
             low_delay=profile.low_delay,
             may_conceal_deeply=may_conceal_deeply,
         )
