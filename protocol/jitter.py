@@ -493,7 +493,9 @@ class JitterBuffer:
             return 0, False
         if surplus_ns < 0:
             # Before more frames come too late; what is only expected waits for a pause.
-            urgent = path.pulls_to_move(margin_ns, pull_ns, frame_ns, turn=turn) > 0
+            urgent = not path.rise_ns or (
+                path.pulls_to_move(margin_ns, pull_ns, frame_ns, turn=turn) > 0
+            )
             return packet.samples, urgent
         most_samples = surplus_ns * 3 // 62_500 + (filled_samples if whole else 0)
         return -most_samples, urgent or now_ns - self._content_ns >= PATIENCE_NS

@@ -16,7 +16,6 @@ are rare, and what reaches behind them would be forgotten from one to the next.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from itertools import islice, pairwise
 from typing import Final, NamedTuple
@@ -282,28 +281,37 @@ class PathDelay:
         """By how many pulls later (positive) or sooner playing would be cheapest, for a frame that
         is needed with this margin now; 0 if next to nothing can be saved.  turn: the share of a
         pull that must be saved besides if it is to be later, or, negative, sooner.  ahead_ns: so
-        long before it plays it is needed, so it would be later by so much less than whole pulls."""
+        long before it plays it is needed, so it would be later by so much less than whole pulls.
+        Pulls are reckoned in whole ms."""
         if self.frames < FIRST_FRAMES:
             return int(margin_ns < FIRST_MARGIN_MS * MS)
-        here = min(max(margin_ns, 0), MAX_MARGIN_MS * MS)
-        sooner = here // pull_ns
-        margins_ns = np.arange(here - sooner * pull_ns, MAX_MARGIN_MS * MS + 1, pull_ns)
-        margins_ms = margins_ns // MS
+        pull_ms = max(1, round(pull_ns / MS))
+        pull_ns = pull_ms * MS
+        here_ns = min(max(margin_ns, 0), MAX_MARGIN_MS * MS)
+        sooner = here_ns // pull_ns
+        first_ns = here_ns - sooner * pull_ns
+        margins_ms = slice(first_ns // MS, None, pull_ms)  # what pulls can give
         late_ms = self._late_ms[margins_ms]
-        costs = self._wait_ms[margins_ms]
         # A frame of several pulls is concealed only in those by which it is late.
         pulls = max(1, frame_ns // pull_ns)
-        costs += late_ms / pulls
+        costs = self._wait_ms[margins_ms] + late_ms / pulls
         for later in range(1, pulls):
             costs[:-later] += late_ms[later:] / pulls
-        costs[sooner + 1 :] -= ahead_ns / MS
+        if ahead_ns:
+            costs[sooner + 1 :] -= ahead_ns / MS
         assert self.base_ns is not None
         calm_ns = max(self._lately_ns) - self.base_ns + self._losing.calm_ms * MS
-        costs[bisect_left(margins_ns, calm_ns) + 1 :] = np.inf
-        least = bisect_left(margins_ns, self._settled_ns(here))
-        costs[: min(least, len(costs) - 1)] = np.inf
-        best = int(costs.argmin())
+        least = min(_pulls_to(self._settled_ns(here_ns) - first_ns, pull_ns), len(costs) - 1)
+        most = max(_pulls_to(calm_ns - first_ns, pull_ns), least)
+        best = least + int(costs[least : most + 1].argmin())
+        if not least <= sooner <= most:
+            return best - sooner
         worth_ms = WORTH_MS + WORTH_SHARE * max(0, sooner - best) * pull_ns / MS
         if (best - sooner) * turn > 0:
             worth_ms += abs(turn) * pull_ns / MS
         return 0 if costs[best] + worth_ms >= costs[sooner] else best - sooner
+
+
+def _pulls_to(margin_ns: int, pull_ns: int) -> int:
+    """How many pulls reach so far, at least."""
+    return max(0, -(-margin_ns // pull_ns))
