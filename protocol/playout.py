@@ -21,8 +21,9 @@ FADE_SAMPLES: Final = 120  # 2.5 ms
 STEP_LEVEL: Final = 1e-3  # -60 dBFS: a step from or to silence below this cannot be heard
 
 
-# A stretch that can wait is made where the sound is soft: between words.
-SOFT: Final = 0.1  # of what was loudest lately, -20 dB
+# A stretch that can wait is made where the sound is soft: in a pause. Within a sentence each one is
+# heard as much as two frames that are made up (PESQ).
+SOFT: Final = 0.01  # of what was loudest lately: -40 dB
 LOUD_DECAY: Final = 0.995  # a frame; half of it after 3 s of frames of 20 ms
 
 
