@@ -313,7 +313,7 @@ class Hall:
     def tick(self) -> list[Batch]:
         self.now_ns += TICK_NS
         self.ticks += 1
-        return list(self.node.tick(self.ticks * FRAME_SAMPLES, self.now_ns))
+        return list(self.node.tick(self.ticks * FRAME_SAMPLES, self.now_ns, self.now_ns))
 
 
 def test_node_tick(benchmark: BenchmarkFixture) -> None:

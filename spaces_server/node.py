@@ -6,8 +6,8 @@ member's space, a frame goes to the house, whose effects are carried out here.
     receive_datagram(data, address, now_ns)     as datagrams are read
     receive_stored(reply, now_ns)               as the store's replies come
     work(now_ns)                                while something is `waiting`, and there is time
-    tick(timestamp, now_ns) -> [Batch]          every 20 ms: timers, feeds, mixer, egress
-    half_tick(timestamp, now_ns) -> [Batch]     in the middle between two, where `stride` is 1
+    tick(timestamp, now_ns, due_ns) -> [Batch]  every 20 ms: timers, feeds, mixer, egress
+    half_tick(timestamp, due_ns) -> [Batch]     in the middle between two, where `stride` is 1
     drain(now_ns) -> [(datagram, address)]      after each of these: control datagrams
     to_store() -> [Commit | Fetch]              likewise: for the store, in order
 
@@ -269,18 +269,18 @@ class Node:
     def to_store(self) -> list[StoreRequest]:
         return self.ledger.take()
 
-    def tick(self, timestamp: int, now_ns: int) -> Iterator[Batch]:
-        """timestamp: the spaces' clock, samples of 48 kHz (u32).  -> what is to be sent, sealed as
-        it is taken; all of it must be."""
+    def tick(self, timestamp: int, now_ns: int, due_ns: int) -> Iterator[Batch]:
+        """timestamp: the spaces' clock, samples of 48 kHz (u32).  due_ns: this tick's time, even if
+        it runs later.  -> what is to be sent, sealed as it is taken; all of it must be."""
         self.egress.begin()
         too_slow, self._too_slow = self._too_slow, []
         lost = [(s, Closed(CloseCode.TOO_SLOW, TOO_SLOW, by_peer=False)) for s in too_slow]
         for session, closed in [*lost, *self.endpoint.tick(now_ns)]:
             self._session_ends(session, closed, now_ns)
         while self._due and self._due[0][0] <= now_ns:
-            due_ns, name = heapq.heappop(self._due)
+            timer_ns, name = heapq.heappop(self._due)
             room = self._rooms.get(name)
-            if room is not None and room.due_ns == due_ns:
+            if room is not None and room.due_ns == timer_ns:
                 self._tick_space(room, now_ns)
         self._carry_out(self.house.chores(self._moment(now_ns)), _Turn(), now_ns)
         if now_ns >= self._recorders_ns:
@@ -289,13 +289,13 @@ class Node:
                 room.recorder.forget(now_ns)
         if self._feed:
             self._send_feed()
-        self.mixer.tick(timestamp, now_ns)
+        self.mixer.tick(timestamp, due_ns)
         return self.egress.seal()
 
-    def half_tick(self, timestamp: int, now_ns: int) -> Iterator[Batch]:
+    def half_tick(self, timestamp: int, due_ns: int) -> Iterator[Batch]:
         """As `tick`, for spaces with frames of 10 ms, and for nothing but their sound."""
         self.egress.begin()
-        self.mixer.tick(timestamp, now_ns, half=True)
+        self.mixer.tick(timestamp, due_ns, half=True)
         return self.egress.seal()
 
     def stride(self) -> int:

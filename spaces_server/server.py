@@ -213,8 +213,12 @@ class Server:
         self._transport.flush()  # the batches of the last tick lie where this tick's will
         number = self._ticker.number
         timestamp = number * PERIOD_SAMPLES & 0xFFFF_FFFF
-        tick = self.node.half_tick if number % 2 else self.node.tick
-        for batch in tick(timestamp, now_ns):
+        due_ns = self._ticker.deadline_ns
+        if number % 2:
+            batches = self.node.half_tick(timestamp, due_ns)
+        else:
+            batches = self.node.tick(timestamp, now_ns, due_ns)
+        for batch in batches:
             self._transport.send_batch(batch.arena, batch.lengths, batch.addresses)
         self._transport.share()
         self._pass_on()

@@ -143,14 +143,14 @@ class SpaceMix:
     def waiting(self) -> bool:
         return bool(self._active) or any(s.waiting() for s in self.sources.values())
 
-    def mix(self, now_ns: int) -> tuple[int, list[tuple[MixClass, NDArray[np.float32]]]]:
+    def mix(self, due_ns: int) -> tuple[int, list[tuple[MixClass, NDArray[np.float32]]]]:
         """Steps 1 to 3.  -> (decodes, the classes that are to be encoded with their samples)."""
         sounding: dict[int, NDArray[np.float32]] = {}
         decodes = 0
         for plane, (member, source) in zip(self._planes, self.sources.items(), strict=False):
             if source.waiting():
                 decodes += 1
-                source.fill(plane, now_ns)
+                source.fill(plane, due_ns)
                 if source.sounding:
                     sounding[member] = plane
         for member in [m for m, s in self.sources.items() if s.stopped and not s.sounding]:
@@ -158,7 +158,7 @@ class SpaceMix:
         active = tuple(sorted(sounding))
         if active != self._active or self.plan.changed:
             self._active = active
-            self.plan.rebuild(active, now_ns)
+            self.plan.rebuild(active, due_ns)
         classes = self.plan.classes
         if not classes:
             return decodes, []
@@ -259,9 +259,9 @@ class Mixer:
             mix_class.encoder.complexity = self.complexity  # costs less than to ask which it has
         return mix_class.encoder.encode(samples)
 
-    def tick(self, timestamp: int, now_ns: int, *, half: bool = False) -> None:
-        """timestamp: of this tick's first sample, the spaces' clock.  half: this is a tick in the
-        middle between two, for spaces with frames of 10 ms."""
+    def tick(self, timestamp: int, due_ns: int, *, half: bool = False) -> None:
+        """timestamp: of this tick's first sample, the spaces' clock.  due_ns: its time.  half: it
+        is one in the middle between two, for spaces with frames of 10 ms."""
         # Of a space's frames, numbers that follow each other.
         numbered = [(mix, 2 * self.stats.ticks - half) for mix in self._hurried]
         if not half:
@@ -269,7 +269,7 @@ class Mixer:
         jobs: list[tuple[SpaceMix, MixClass, NDArray[np.float32]]] = []
         self._deep_plc.begin()
         for mix, _ in numbered:
-            decodes, classes = mix.mix(now_ns)
+            decodes, classes = mix.mix(due_ns)
             self.stats.decodes += decodes
             jobs += [(mix, mix_class, samples) for mix_class, samples in classes]
         packets = self._parallel_map(self._encode, jobs)
@@ -279,7 +279,7 @@ class Mixer:
         for mix, number in numbered:
             for kind, plaintext, rows in mix.plan.give_out(number):
                 self._egress.put(kind, plaintext, rows)
-            mix.plan.join_held(now_ns)
+            mix.plan.join_held(due_ns)
             if not mix.waiting() and not mix.plan.gathered:
                 del self._awake_like(mix)[mix]
         self.stats.ticks += not half

@@ -108,10 +108,12 @@ class Source:
         """Whether a tick has anything to do here."""
         return self.sounding or (self._playout.waiting and not self.stopped)
 
-    def fill(self, out: NDArray[np.float32], now_ns: int) -> None:
-        """The next frame into `out`; sets sounding, ending, level and capture."""
+    def fill(self, out: NDArray[np.float32], due_ns: int) -> None:
+        """The next frame into `out`; sets sounding, ending, level and capture.  due_ns: the tick's
+        time.  When it runs makes no difference: to the jitter buffer a late tick would look like
+        delay to be taken back, and the ticks after it, which are in time, like too little."""
         was_sounding = self.sounding and not self.ending
-        sounds = self._playout.pull(out, now_ns)
+        sounds = self._playout.pull(out, due_ns)
         if self._leveller is not None and sounds:
             self._leveller.level(out)
         elif self._leveller is not None and was_sounding:

@@ -1,8 +1,9 @@
 """Ticks at absolute deadlines: tick k is due at start + k * period, however late tick k - 1 was.
 
 A tick is as late as its timer (timer.py), never early. Up to MAX_BURST ticks due at once are made
-up for one by one; after a longer stall the missed ones are skipped, because a burst of stale audio
-helps nobody and would make the next tick late as well.
+up for one by one: a listener's buffer plays the last of them in time, and the others as far as it
+is deep, where ticks that are skipped are a gap for everybody and leave the speakers behind by as
+much. After a longer stall the missed ones are skipped: most of the burst would come too late.
 
 Between ticks that have nothing to do the ticker rests, for at most MAX_REST_NS: `due` says for how
 long, and `wake` that something has come in. The deadlines stay where they were. While `stride` is
@@ -17,7 +18,7 @@ import numpy as np
 
 from spaces_server.net.timer import Alarm, Timer
 
-MAX_BURST = 3  # ticks that may be made up for at once
+MAX_BURST = 10  # ticks that may be made up for at once
 MAX_REST_NS = 4_000_000_000
 LATENESS_SAMPLES = 4096  # 82 s of ticks at 20 ms
 
@@ -82,7 +83,7 @@ class Ticker:
 
     @property
     def deadline_ns(self) -> int:
-        """Of the next tick."""
+        """Of the tick that runs, or else of the next one."""
         return self._deadline_ns
 
     def wake(self) -> None:

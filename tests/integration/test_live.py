@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import time
 import wave
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import uvloop
 
 from protocol import frames, notes
-from protocol.connection import CloseCode
+from protocol.connection import MS, CloseCode
 from protocol.frames import ErrorCode, Settings, WhoSpeaks
 from protocol.link import Link, LinkError
 from protocol.noise import public_key
@@ -27,6 +28,7 @@ from spaces_client.audio import BLOCK_SAMPLES, Samples
 from spaces_client.client import Client
 from spaces_client.live import LiveSpace, SpacesError, connect, host, session
 from spaces_client.wav import WavOutput
+from spaces_server.mixer.mixer import Mixer
 from spaces_server.node import Limits
 from spaces_server.policy.house import HouseRules
 from spaces_server.server import Server
@@ -81,6 +83,30 @@ async def happens(space: LiveSpace, kind: type[Any]) -> Any:
             if isinstance(event, kind):
                 return event
     raise AssertionError(f"no {kind}")
+
+
+async def test_a_mix_is_of_the_time_when_its_tick_was_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late it runs."""
+    ticks: list[tuple[int, int]] = []
+
+    def tick(mixer: Mixer, timestamp: int, due_ns: int, *, half: bool = False) -> None:
+        ticks.append((timestamp, due_ns))
+        assert due_ns <= time.monotonic_ns()
+        run(mixer, timestamp, due_ns, half=half)
+
+    run = Mixer.tick
+    monkeypatch.setattr(Mixer, "tick", tick)
+    async with running_server(tmp_path) as (server, link):
+        await registered(link, ada=ADA)
+        async with host(link, title="Talk", key=ADA) as ada, asyncio.timeout(PATIENCE_S):
+            while len(ticks) < 4:
+                await ada.react(ada.reactions[0])
+                await happens(ada, c.Reacted)
+        assert server.stats()["tick_errors"] == 0
+    timestamp, due_ns = ticks[0]
+    assert all((ns - due_ns) * 48 == (at - timestamp) * MS for at, ns in ticks)
 
 
 async def test_two_people_in_a_space(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ class World:
 
     def _tick(self) -> None:
         self.ticks += 1
-        self._send(self.node.tick(self.ticks * BLOCK, self.now_ns))
+        self._send(self.node.tick(self.ticks * BLOCK, self.now_ns, self.now_ns))
         self._drain()
         for watch in self.after_tick:
             watch(self)

@@ -239,7 +239,7 @@ class Hall:
                 self.send(speaker, packet)
             self.now_ns += TICK_NS
             self.ticks += 1
-            for batch in self.node.tick(self.ticks * FRAME, self.now_ns):
+            for batch in self.node.tick(self.ticks * FRAME, self.now_ns, self.now_ns):
                 rows = zip(batch.arena, batch.lengths, batch.addresses, strict=True)
                 self.deliver([(row[:n].tobytes(), to.tobytes()) for row, n, to in rows])
             for guest in self.guests:

@@ -483,6 +483,31 @@ def test_what_became_of_all_packets_is_counted_for_good() -> None:
     assert rig.mixer.counted() == gone
 
 
+@pytest.mark.parametrize("stall", [2, 5, 9])
+def test_a_stall_of_the_server_changes_nothing_of_what_a_source_says(stall: int) -> None:
+    """Packets wait in the socket meanwhile; when they came is known, and so is what tick it is."""
+    transits_ns = np.random.default_rng(1).integers(5 * MS, 15 * MS, 200).tolist()
+    stalls = range(100, 100 + stall)  # ticks that run when the one after them does
+
+    def heard(hung: range) -> tuple[list[Samples], Source]:
+        voice, source = Voice(0, 300), Source(0)
+        packets = [(n * TICK_NS + ns, voice.packet()) for n, ns in enumerate(transits_ns)]
+        planes = [np.zeros(FRAME_SAMPLES, np.float32) for _ in packets]
+        for number, plane in enumerate(planes):
+            runs_ns = TICK_NS * (hung.stop if number in hung else number)
+            while packets and packets[0][0] <= runs_ns:
+                came_ns, packet = packets.pop(0)
+                source.receive(packet, came_ns)
+            source.fill(plane, number * TICK_NS)
+        return planes, source
+
+    (in_time, _), (late, source) = heard(range(0)), heard(stalls)
+    assert np.abs(in_time[-1]).max() > 0.01
+    assert all(np.array_equal(*frames) for frames in zip(in_time, late, strict=True))
+    stats = source.stats
+    assert stats.concealed_samples == stats.shortened_samples == stats.lengthened_samples == 0
+
+
 def test_what_is_counted_are_counters_of_the_jitter_buffer_and_in_the_readme() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (paragraph,) = re.findall(r"^`uplink` in `--stats` .*?\n\n", readme, re.M | re.S)

@@ -916,7 +916,7 @@ def test_what_a_failed_tick_had_put_is_not_sent_with_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(hall.node.mixer, "tick", fail)
         with pytest.raises(RuntimeError):
-            hall.node.tick(0, hall.now_ns)
+            hall.node.tick(0, hall.now_ns, hall.now_ns)
     hall.does(leaver, frames.Leave)
     hall.join(newcomer, space)
     assert row in {seat.row for seat in hall.node._rooms[space].members.values()}

@@ -82,7 +82,7 @@ class Tick:
             tracemalloc.reset_peak()
         bytes_before, _ = tracemalloc.get_traced_memory()
         blocks_before = sys.getallocatedblocks()
-        for batch in hall.node.tick(hall.ticks * FRAME, hall.now_ns):
+        for batch in hall.node.tick(hall.ticks * FRAME, hall.now_ns, hall.now_ns):
             batches.append(len(batch.lengths))
             self.sender.send_batch(batch.arena, batch.lengths, batch.addresses)
         del batch
