@@ -170,7 +170,8 @@ def _datagram_bytes(spoken: list[list[bytes]], frames: int) -> int:
     "--find",
     "search",
     is_flag=True,
-    help="Look for the largest number of listeners, from --listeners on, with a loss below 0.5 %.",
+    help="Look for the largest number of listeners, from --listeners on, with a loss below 0.5 % "
+    "and ticks in time.",
 )
 @click.option(
     "--speech",

@@ -232,7 +232,8 @@ def find(spaces: int, seconds: float) -> dict[str, Any]:
     "--find",
     "find_most",
     is_flag=True,
-    help="Look for the largest number, from --spaces on, with a loss below 0.5 %.",
+    help="Look for the largest number, from --spaces on, with a loss below 0.5 % "
+    "and ticks in time.",
 )
 @json_option
 def command(

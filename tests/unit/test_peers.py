@@ -22,7 +22,16 @@ from bench.peers.run import (
     command,
     measure,
 )
-from bench.search import ATTEMPTS, CLOSE_ENOUGH, TRIES, Attempt, find, search
+from bench.search import (
+    ATTEMPTS,
+    CLOSE_ENOUGH,
+    MAX_LATENESS_MS,
+    TRIES,
+    Attempt,
+    find,
+    search,
+    trouble_in,
+)
 
 
 class Pretended:
@@ -99,6 +108,17 @@ def test_a_server_of_two_cores_is_full_when_both_are() -> None:
 
     search(attempt, 1_500, 50_000)
     assert tried[:2] == [1_500, 3_000]
+
+
+def test_a_server_that_is_late_all_the_time_has_too_much_to_do() -> None:
+    """Even if nothing is lost; one that was late for a moment has not."""
+
+    def trouble(late_ms: float) -> str:
+        lateness = {"p50": late_ms, "p99": 180.0, "max": 190.0}
+        return trouble_in({**figures(9, 10), "tick_lateness_ms": lateness})
+
+    assert trouble(0.4) == trouble(MAX_LATENESS_MS) == ""
+    assert trouble(94.5) == "half of the ticks were late by 94 ms or more"
 
 
 def test_a_number_that_fails_once_is_tried_again() -> None:
