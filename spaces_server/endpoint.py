@@ -56,6 +56,9 @@ MAX_CONTROL = 4_096
 MAX_CONTROL_OF_ONE = 2 * RECEIVE_WINDOW_SEGMENTS
 COOKIE_LIFETIME_NS = 60_000 * MS
 TOGETHER_NS = 4_000 * MS  # far deadlines are met together: each tick that wakes costs
+# Sessions whose timers are looked at in one tick; who is left is looked at in the next.  Those who
+# came in together have the same deadline: all at once they would make the tick late.
+TIMERS_A_TICK = 250
 LOAD_WINDOW_NS = 1_000 * MS
 COOKIES_ABOVE_HELLOS_PER_S = 1_000  # as many handshakes as one core makes; beyond: show a cookie
 GREETING = encode_greeting(AGENT)
@@ -355,13 +358,21 @@ class Endpoint:
         return min(times, default=NEVER_NS)
 
     def tick(self, now_ns: int) -> list[tuple[Session, Closed]]:
-        """Runs the timers that are due; -> the sessions that are lost by it."""
+        """Runs timers that are due, TIMERS_A_TICK at most; -> the sessions that are lost by it."""
         while self._half_open and next(iter(self._half_open.values())).expires_ns <= now_ns:
             self._forget_half_open()
         lost: list[tuple[Session, Closed]] = []
-        while self._deadlines and self._deadlines[0] <= now_ns:
-            due_ns = heapq.heappop(self._deadlines)
-            for index in self._by_deadline.pop(due_ns):
+        left = TIMERS_A_TICK
+        while left and self._deadlines and self._deadlines[0] <= now_ns:
+            due_ns = self._deadlines[0]
+            waiting = self._by_deadline[due_ns]
+            indices = waiting[:left]
+            left -= len(indices)
+            del waiting[: len(indices)]
+            if not waiting:
+                heapq.heappop(self._deadlines)
+                del self._by_deadline[due_ns]
+            for index in indices:
                 session = self.sessions.get(index)
                 if session is None or session.wakes_ns[-1:] != (due_ns,):
                     continue  # gone; another may have its index by now

@@ -894,6 +894,24 @@ def test_a_session_of_which_nothing_is_heard_is_told_once_and_forgotten() -> Non
     assert house.endpoint._by_deadline == {}
 
 
+def test_timers_of_many_are_spread_over_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who came in together is silent together: all at once would take longer than a tick."""
+    monkeypatch.setattr(module, "TIMERS_A_TICK", 4)
+    house = House()
+    for number in range(10):
+        house.connected(f"guest {number}")
+    lost = [house.tick((IDLE_TIMEOUT_NS + TOGETHER_NS) / MS)]
+    while house.endpoint.due_ns <= house.now_ns:
+        lost.append(house.tick(20))
+    assert [len(sessions) for sessions in lost] == [4, 4, 2]
+    assert {session.index for now in lost for session, _ in now} == set(house.endpoint.sessions)
+    house.tick(IDLE_TIMEOUT_NS / MS)
+    while house.endpoint.due_ns <= house.now_ns:
+        house.tick(20)
+    assert house.endpoint.sessions == {}
+    assert house.endpoint._by_deadline == {}
+
+
 def test_a_session_that_talks_is_kept() -> None:
     house = House()
     guest = house.connected("ada")
