@@ -58,7 +58,7 @@ COOKIE_LIFETIME_NS = 60_000 * MS
 TOGETHER_NS = 4_000 * MS  # far deadlines are met together: each tick that wakes costs
 # Sessions whose timers are looked at in one tick; who is left is looked at in the next.  Those who
 # came in together have the same deadline: all at once they would make the tick late.
-TIMERS_A_TICK = 250
+TIMERS_A_TICK = 500
 LOAD_WINDOW_NS = 1_000 * MS
 COOKIES_ABOVE_HELLOS_PER_S = 1_000  # as many handshakes as one core makes; beyond: show a cookie
 GREETING = encode_greeting(AGENT)
