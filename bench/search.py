@@ -11,7 +11,7 @@ from typing import Any
 from bench.audience import AudienceError
 
 MAX_LOSS = 0.005
-MAX_LATENESS_MS = 20.0  # of ticks: p50
+MAX_TICK_LATENESS_MS = 20.0  # of ticks: p50
 CLOSE_ENOUGH = 0.05
 STEP = 1.5  # down, while too many were tried
 FURTHER = 4.0  # times as many at most, by what the server's CPU lets expect
@@ -29,7 +29,7 @@ def trouble_in(figures: Figures) -> str:
     lost = f"{figures['loss']:.2%} lost" if figures["loss"] >= MAX_LOSS else ""
     late_ms = figures.get("tick_lateness_ms", {"p50": 0.0})["p50"]
     late = f"half of the ticks were late by {late_ms:.0f} ms or more"
-    return figures["reason"] or lost or (late if late_ms > MAX_LATENESS_MS else "")
+    return figures["reason"] or lost or (late if late_ms > MAX_TICK_LATENESS_MS else "")
 
 
 def attempts(

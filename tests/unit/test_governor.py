@@ -52,7 +52,8 @@ SEND_BOUND = Work(encodes=2, datagrams=5_270)
 @dataclass
 class Machine:
     """slower: how much longer than at start all takes.  factor: how much longer than it was
-    measured at start an encode takes at each complexity.  late: how late each tick began, in ns."""
+    measured at start an encode takes at each complexity.  late: how late each tick began, in ns.
+    skipped: ticks that were too late to be made up for."""
 
     governor: Governor = field(default_factory=lambda: Governor(COSTS))
     slower: float = 1.0
@@ -60,6 +61,7 @@ class Machine:
     now_ns: int = 0
     free_ns: int = 0
     late: list[int] = field(default_factory=list)
+    skipped: int = 0
     complexities: list[int] = field(default_factory=list)
     shut: list[bool] = field(default_factory=list)
     news: list[tuple[int, str]] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Machine:
             missed = max(0, self.free_ns - self.now_ns) // TICK_NS
             if missed >= MAX_BURST:
                 self.now_ns += missed * TICK_NS
+                self.skipped += missed
             begin_ns = max(self.now_ns, self.free_ns)
             complexity = self.governor.complexity
             encode_ns = ENCODE_NS[complexity] * self.factor(complexity) * self.slower
@@ -128,7 +131,7 @@ def test_encoders_give_way_within_a_second_and_nobody_is_refused(machine: Machin
     machine.run(60 * SECOND, CODEC_BOUND)
     assert set(machine.complexities[-60 * SECOND :]) == {3}, "none below it fits better"
     assert max(machine.late[-59 * SECOND :]) == 0, "ticks are in time again"
-    assert max(machine.late) < MAX_BURST * TICK_NS, "and no tick was left out"
+    assert machine.skipped == 0, "and no tick was left out"
     assert len(machine.news) == 2
     assert "encoder complexity is 3, newcomers are let in" in machine.news[1][1]
 
@@ -252,7 +255,8 @@ def test_a_machine_that_is_slower_than_at_start_is_noticed() -> None:
     machine = Machine(slower=2.0)
     machine.run(10 * SECOND, Work(encodes=40, datagrams=500))  # 130 % at 8, 82 % at 3
     assert machine.governor.complexity == 3
-    assert max(machine.late[2 * SECOND :]) == 0
+    assert max(machine.late[SECOND * 5 // 4 :]) == 0
+    assert machine.skipped == 0
 
 
 def test_capacity_is_what_fits_into_its_share_of_a_tick(machine: Machine) -> None:

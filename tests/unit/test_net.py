@@ -627,7 +627,7 @@ def test_each_deadline_has_its_tick_however_late(delays_ns: list[int]) -> None:
     assert ticks.ticker.skipped == 0
 
 
-@pytest.mark.parametrize("stall_periods", [*range(5), *range(MAX_BURST - 1, MAX_BURST + 4), 50])
+@pytest.mark.parametrize("stall_periods", [*range(MAX_BURST + 4), 50])
 def test_a_short_stall_is_made_up_for_and_a_long_one_skipped(stall_periods: int) -> None:
     ticks = Ticks()
     ticks.timer.fire()
@@ -655,7 +655,8 @@ def test_ticks_longer_than_a_period_never_fall_behind_for_ever() -> None:
             ticks.timer.now_ns - 30 * MS - ticks.due_ns(ticks.ticker.ticks + ticks.ticker.skipped)
         )
         assert behind_ns <= MAX_BURST * 20 * MS
-    assert ticks.ticker.skipped == pytest.approx(500, abs=MAX_BURST)
+    behind = behind_ns // (20 * MS)  # not made up for yet, and not skipped
+    assert ticks.ticker.skipped + behind == pytest.approx(500, abs=1)
 
 
 def test_a_failing_tick_is_logged_and_counted_and_the_next_one_runs(
